@@ -13,7 +13,7 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, FiniteFloat, field_validator, model_validator
@@ -34,6 +34,9 @@ from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import targets_of
 from fedelta.tasks.known_classes import KnownClasses
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def _in_full(source: str) -> str:
@@ -306,15 +309,11 @@ def read(
     named = source.named_columns
     named = named if source.client is not None else replace(named, client=splits.client)
     columns = find_columns(train, named, task, origin=origin)
-    lacking = [] if test is None else missing_columns(test, columns)
+    lacking = _lacking(train, test, columns)
     train_column = target_column(train, columns.labels, "training set")
-    test_column = None if test is None or lacking else target_column(test, columns.labels, "test set")
-    lacking += [
-        p
-        for rows, what in ((train, "training set"), (test, "test set"))
-        if rows
-        for p in unequal_lengths(rows, columns, what)
-    ]
+    test_column = (
+        None if test is None or missing_columns(test, columns) else target_column(test, columns.labels, "test set")
+    )
     if known is not None and task.has_classes:
         plain_test = None if test_column is None else task.plain(test_column)
         train_column, test_column = known.of_data(task.plain(train_column), plain_test, origin)
@@ -337,6 +336,13 @@ def read(
         strata_names=targets.strata_names,
         columns=columns,
     )
+
+
+def _lacking(train: Dataset, test: Dataset | None, columns: Columns) -> list[str]:
+    """Messages about columns that the test set lacks, and about rows whose columns differ in length."""
+    sets = {"training set": train} | ({} if test is None else {"test set": test})
+    unequal = [problem for what, rows in sets.items() for problem in unequal_lengths(rows, columns, what)]
+    return [*([] if test is None else missing_columns(test, columns)), *unequal]
 
 
 def class_names(source: DataSource, *, seed: int, task: Task) -> tuple[str, ...]:

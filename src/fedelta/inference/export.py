@@ -169,7 +169,9 @@ def _random_inputs(backbone: Backbone, num: int, length: int, generator: Generat
 def _export(model: _Answers) -> bytes:
     inputs = _random_inputs(model.backbone, *_TRACED, stream(0, "export"))
     axes = {name: dict(_modality(model.backbone).dynamic_axes) for name in inputs}
-    by_token = model(*inputs.values())[0].dim() > 2  # such as a tag for each
+    of_outputs = {0: "batch"}
+    if model(*inputs.values())[0].dim() > 2:  # an answer for each token
+        of_outputs |= {1: "sequence"}
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         # Warnings about the older exporter, and about numbers in the model's code that become constants.
         warnings.simplefilter("ignore")
@@ -177,7 +179,7 @@ def _export(model: _Answers) -> bytes:
             torch.onnx.export(
                 model, tuple(inputs.values()), Path(folder, WHOLE), dynamo=False, opset_version=_OPSET,
                 input_names=list(inputs), output_names=model.output_names,
-                dynamic_axes=axes | dict.fromkeys(model.output_names, {0: "batch", **({1: "sequence"} if by_token else {})}),
+                dynamic_axes=axes | dict.fromkeys(model.output_names, of_outputs),
             )  # fmt: skip
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
