@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedelta.data.folders import Splits, modality_in, read_folder
 from fedelta.data.leaf import is_leaf, read_leaf
 from fedelta.data.loading import TABLES, by_column, quiet_datasets
 from fedelta.data.naming import Naming
+from fedelta.data.scenes import scenes
 from fedelta.data.tables import HINT, by_split, read_table_file, read_tables
 from fedelta.data.walk import Tree, unwritable
 from fedelta.errors import DataError
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 # Data sources that are names and never paths: embedded data, and of a deployment what each site reads of its own.
 EMBEDDED = "digits"
+SCENES = "digit-scenes"
+NAMES = frozenset({EMBEDDED, SCENES})
 AT_THE_SITES = "sites"
 # Files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
 _SAVED = ("state.json", "dataset_dict.json")
@@ -53,13 +57,13 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
         import_module("datasets")
     naming = naming or Naming()
     path = _expanded(source)
-    problem = None if source == EMBEDDED else missing_path(source) or unwritable(path)
+    problem = None if source in NAMES else missing_path(source) or unwritable(path)
     if problem is not None:
         raise DataError(
             f"data source {problem}", hint="use a file, a folder, the name of a data set on the hub, or `digits`"
         )
-    is_saved = source != EMBEDDED and any((path / name).is_file() for name in _SAVED)
-    tree = Tree.of(path) if source != EMBEDDED and path.is_dir() and not is_saved else None
+    is_saved = source not in NAMES and any((path / name).is_file() for name in _SAVED)
+    tree = Tree.of(path) if source not in NAMES and path.is_dir() and not is_saved else None
     modality = None if tree is None else modality_in(tree, TABLES.keys(), naming)
     if tree is not None and modality is not None:
         # Without a pattern, a table among the files is an error: its owner may expect it to be used.
@@ -73,6 +77,8 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
         )
     if source == EMBEDDED:
         return Splits({naming.train_split: _digits()})
+    if source == SCENES:
+        return Splits(_scenes())
     if is_saved:
         return _saved(path, naming)
     if tree is not None:
@@ -108,12 +114,21 @@ def _digits() -> Dataset:
     """scikit-learn's handwritten digits: 1,797 images of 8x8 gray pixels, 0..16 there and 0..255 here."""
     from datasets import Array2D, ClassLabel, Dataset, Features
 
+    pixels, labels = _digit_arrays()
+    features = Features({"image": Array2D(shape=(8, 8), dtype="uint8"), "label": ClassLabel(num_classes=10)})
+    return Dataset.from_dict({"image": list(pixels), "label": labels.tolist()}, features=features)
+
+
+@cache
+def _scenes() -> dict[str, Dataset]:
+    return scenes(*_digit_arrays())
+
+
+def _digit_arrays() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     # As `load_digits` reads it; importing that takes longer than all that `fedelta inspect` does.
     path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(str(path), delimiter=",")
-    pixels = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8")
-    features = Features({"image": Array2D(shape=(8, 8), dtype="uint8"), "label": ClassLabel(num_classes=10)})
-    return Dataset.from_dict({"image": list(pixels), "label": table[:, -1].astype(int).tolist()}, features=features)
+    return (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8"), table[:, -1].astype(np.int64)
 
 
 def _tables_in(tree: Tree, subset: str | None, naming: Naming) -> Splits:

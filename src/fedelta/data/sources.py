@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column, unequal_lengths
-from fedelta.data.files import AT_THE_SITES, EMBEDDED, missing_path
+from fedelta.data.files import AT_THE_SITES, EMBEDDED, NAMES, missing_path
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
 from fedelta.data.sets import TEST, load_sets
 from fedelta.data.splits import Rows, hold_out, limit
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def _in_full(source: str) -> str:
-    return source if source in (AT_THE_SITES, EMBEDDED) else in_full_where_it_exists(source)
+    return source if source in {AT_THE_SITES, *NAMES} else in_full_where_it_exists(source)
 
 
 logger = logging.getLogger("fedelta")
@@ -52,7 +52,9 @@ class DataSource(Settings):
     """The data to train and evaluate on: section `[data]`.
 
     Args:
-        source: one of: `digits` (scikit-learn's, embedded); a folder of images or recordings (WAV, FLAC, OGG, MP3) with
+        source: one of: `digits` (scikit-learn's, embedded); `digit-scenes`
+            (up to four of them in a picture: columns `digits`, `number`, `sum`); a folder of images or recordings
+            (WAV, FLAC, OGG, MP3) with
             one sub-folder per class, also below `train/` and `test/` (see `folders`), or with a table `metadata.csv`
             or `.jsonl` that has a column `file_name`; a Parquet, CSV, JSON or JSON Lines file, or a folder of them (a
             column `split` may separate training from test rows); data written by `save_to_disk` of `datasets`; JSON in
@@ -306,8 +308,7 @@ def read(
     """
     origin = f"data source {source.source!r}"
     train, test, splits = load_sets(source, origin)
-    named = source.named_columns
-    named = named if source.client is not None else replace(named, client=splits.client)
+    named = source.named_columns if source.client else replace(source.named_columns, client=splits.client)
     columns = find_columns(train, named, task, origin=origin)
     lacking = _lacking(train, test, columns)
     train_column = target_column(train, columns.labels, "training set")
