@@ -30,6 +30,12 @@ def test_a_recipe_is_valid_and_so_is_every_override_that_it_recommends(path):
     load_config(path, [*absent, *(override for override in recommended if not override.endswith("=PATH"))])
 
 
+def test_two_numbers_have_an_output_each_without_reading_the_data():
+    recipe = DEMO.with_name("regression-scenes.toml")
+    one, two = (inspect(load_config(recipe, overrides)) for overrides in (["data.label_columns=['sum']"], []))
+    assert two.tuned_parameters - one.tuned_parameters == 193  # a row of the head: 192 features and a bias
+
+
 def test_the_main_job_is_the_one_that_was_promised_and_sends_less_than_a_twentieth():
     config = load_config(DEMO)
     assert (config.data.source, config.partition.num_clients, config.strategy.clients_per_round) == ("digits", 64, 8)

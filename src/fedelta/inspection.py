@@ -106,9 +106,10 @@ def inspect(config: Config) -> Inspection:
 
 
 def _class_names(config: Config) -> tuple[str, ...]:
-    """The class names of the data, or numbers if `model.num_classes` is set."""
+    """The names of the outputs: those of the data, of several columns, or numbers if `model.num_classes` is set."""
     if not config.task.has_classes:
-        return ()
+        columns = config.data.label_columns or ()
+        return columns if len(columns) > 1 else ()  # a column may hold lists of numbers, which is not looked up
     if config.model.num_classes is None:
         return class_names(config.data, seed=config.seed, task=config.task)
     return tuple(str(index) for index in range(config.model.num_classes))

@@ -77,3 +77,15 @@ def test_the_classes_of_data_with_a_single_one_are_found_if_that_is_allowed():
     assert found.found_in(column([10, 2]), column([7])).names == ("2", "7", "10")
     assert found.found_in(column([f"text {number}" for number in range(30)])) == found
     assert KnownClasses(()).found_in(column(["dog"])) == KnownClasses(())
+
+
+def test_lists_of_labels_are_matched_label_by_label():
+    applied, problems = CAT_DOG_EEL.applied(column([["dog", "cat"], [], ["EEL"]]))
+    assert (list(applied.values), applied.class_names, problems) == ([[1, 0], [], [2]], ("cat", "dog", "eel"), [])
+    applied, _ = CAT_DOG_EEL.applied(column([[1], [1, 0]], ("eel", "dog")))
+    assert list(applied.values) == [[1], [1, 2]]
+    _, problems = CAT_DOG_EEL.applied(column([["cat", "fox"]]))
+    assert "has 1 classes that the federation does not have: 'fox'" in problems[0]
+    _, problems = KnownClasses(("cat", "dog", "eel")).applied(column([["dog"], ["dog", "eel"]]))
+    assert "lacks 1 of the federation's 3 classes: 'cat'" in problems[0]
+    assert KnownClasses((), may_lack=True).found_in(column([["b", "a"], []])).names == ("a", "b")

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedelta.data.folders import Splits, modality_in, read_folder
 from fedelta.data.leaf import is_leaf, read_leaf
 from fedelta.data.loading import TABLES, by_column, quiet_datasets
 from fedelta.data.naming import Naming
+from fedelta.data.scenes import scenes
 from fedelta.data.tables import HINT, by_split, read_table_file, read_tables
 from fedelta.data.walk import Tree, unwritable
 from fedelta.errors import DataError
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 
 # Data sources that are names and never paths: embedded data, and of a deployment what each site reads of its own.
 EMBEDDED = "digits"
+SCENES = "digit-scenes"
 SMALL_WORLD = "small-world"
-NAMES = frozenset({EMBEDDED, SMALL_WORLD})
+NAMES = frozenset({EMBEDDED, SCENES, SMALL_WORLD})
 AT_THE_SITES = "sites"
 _WORLD_ROWS = 200  # training rows of each of the eight clients of the small world
 # Files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
@@ -74,10 +77,8 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
             "the names of such files",
             hint="remove it, or set `data.source` to the folder",
         )
-    if source == EMBEDDED:
-        return Splits({naming.train_split: _digits()})
-    if source == SMALL_WORLD:
-        return Splits(_small_world())
+    if source in NAMES:
+        return Splits(_embedded(source, naming))
     if is_saved:
         return _saved(path, naming)
     if tree is not None:
@@ -109,6 +110,13 @@ def _expanded(source: str) -> Path:
 
 
 @cache
+def _embedded(source: str, naming: Naming) -> dict[str, Dataset]:
+    """The splits of data that come with this package."""
+    if source == SCENES:
+        return _scenes()
+    return _small_world() if source == SMALL_WORLD else {naming.train_split: _digits()}
+
+
 def _small_world() -> dict[str, Dataset]:
     """Instructions about the small world: `prompt`, `response` and `client`, the kind of question."""
     from datasets import Dataset
@@ -123,12 +131,21 @@ def _digits() -> Dataset:
     """scikit-learn's handwritten digits: 1,797 images of 8x8 gray pixels, 0..16 there and 0..255 here."""
     from datasets import Array2D, ClassLabel, Dataset, Features
 
+    pixels, labels = _digit_arrays()
+    features = Features({"image": Array2D(shape=(8, 8), dtype="uint8"), "label": ClassLabel(num_classes=10)})
+    return Dataset.from_dict({"image": list(pixels), "label": labels.tolist()}, features=features)
+
+
+@cache
+def _scenes() -> dict[str, Dataset]:
+    return scenes(*_digit_arrays())
+
+
+def _digit_arrays() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     # As `load_digits` reads it; importing that takes longer than all that `fedelta inspect` does.
     path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(str(path), delimiter=",")
-    pixels = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8")
-    features = Features({"image": Array2D(shape=(8, 8), dtype="uint8"), "label": ClassLabel(num_classes=10)})
-    return Dataset.from_dict({"image": list(pixels), "label": table[:, -1].astype(int).tolist()}, features=features)
+    return (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8"), table[:, -1].astype(np.int64)
 
 
 def _tables_in(tree: Tree, subset: str | None, naming: Naming) -> Splits:

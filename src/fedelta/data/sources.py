@@ -53,8 +53,10 @@ class DataSource(Settings):
     """The data to train and evaluate on: section `[data]`.
 
     Args:
-        source: one of: `digits` (scikit-learn's, embedded); `small-world` (instructions, made by this package, of eight
-            clients in the column `client`); a folder of images or recordings (WAV, FLAC, OGG, MP3) with
+        source: one of: `digits` (scikit-learn's, embedded); `digit-scenes`
+            (up to four of them in a picture: columns `digits`, `number`, `sum`); `small-world` (instructions, made by
+            this package, of eight clients in the column `client`); a folder of images or recordings
+            (WAV, FLAC, OGG, MP3) with
             one sub-folder per class, also below `train/` and `test/` (see `folders`), or with a table `metadata.csv`
             or `.jsonl` that has a column `file_name`; a Parquet, CSV, JSON or JSON Lines file, or a folder of them (a
             column `split` may separate training from test rows); data written by `save_to_disk` of `datasets`; JSON in
@@ -315,14 +317,13 @@ def read(
     """
     origin = f"data source {source.source!r}"
     train, test, splits = load_sets(source, origin)
-    named = source.named_columns
-    named = named if named.client is not None else replace(named, client=splits.client)
+    named = source.named_columns if source.client else replace(source.named_columns, client=splits.client)
     train, test, columns = _with_columns(train, test, named, task, origin)
-    lacking = [] if test is None else missing_columns(test, columns)
+    lacking = _lacking(train, test, columns)
     train_column = target_column(train, columns.labels, "training set")
-    test_column = None if test is None or lacking else target_column(test, columns.labels, "test set")
-    for rows, what in ((train, "training set"), (test, "test set")):
-        lacking += unequal_lengths(rows, columns, what) if rows else []
+    test_column = (
+        None if test is None or missing_columns(test, columns) else target_column(test, columns.labels, "test set")
+    )
     if known is not None and task.has_classes:
         plain_test = None if test_column is None else task.plain(test_column)
         train_column, test_column = known.of_data(task.plain(train_column), plain_test, origin)
@@ -358,6 +359,13 @@ def _with_columns(
     if reads_dialogues(task):
         return with_dialogues(train, test, named, origin=origin)
     return train, test, find_columns(train, named, task, origin=origin)
+
+
+def _lacking(train: Dataset, test: Dataset | None, columns: Columns) -> list[str]:
+    """Messages about columns that the test set lacks, and about rows whose columns differ in length."""
+    sets = {"training set": train} | ({} if test is None else {"test set": test})
+    unequal = [problem for what, rows in sets.items() for problem in unequal_lengths(rows, columns, what)]
+    return [*([] if test is None else missing_columns(test, columns)), *unequal]
 
 
 def class_names(source: DataSource, *, seed: int, task: Task) -> tuple[str, ...]:

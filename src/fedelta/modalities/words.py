@@ -179,7 +179,8 @@ class Words:
     def examples(self, examples: Sequence[Example], batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Inputs of texts, which are split at spaces, or of lists of words."""
         problems = [
-            f"input {index}: " + ("an empty text" if isinstance(text, str) else f"not a text but {type(text).__name__}")
+            f"input {index}: "
+            + ("an empty text" if isinstance(text, str) else f"not a {self.singular} but {type(text).__name__}")
             for index, text in enumerate(examples)
             if not _words(text)
         ]
@@ -193,7 +194,7 @@ class Words:
 
     def costliest(self) -> dict[str, Tensor]:
         """A text of the maximum length."""
-        return self.texts.costliest()
+        return self.transform(self.encode([["a"] * self.texts.limit]))
 
 
 def _words(value: Any) -> list[str]:

@@ -89,6 +89,29 @@ def test_a_site_tells_its_clients_and_how_much_they_have(site, small):
     assert prepare(site, PART).kind == "prepared"
 
 
+BALANCED = f'{SMALL}\n[task]\nname = "classification"\nclass_weights = "balanced"\n'
+
+
+def test_a_site_shares_sums_over_its_clients_where_the_task_needs_them(tmp_path, small):
+    site = service(tmp_path, clients=list(OURS))
+    assert describe(site, SMALL).manifest["statistics"] == {}
+    statistics = describe(site, BALANCED).manifest["statistics"]
+    labels = small.data.train.targets.fetch(torch.cat([small.data.partition[number] for number in OURS]))
+    expected = {f"rows of {name}": (int((labels == label).sum()), len(labels)) for label, name in enumerate(DIGITS)}
+    assert {name: tuple(pair) for name, pair in statistics.items()} == expected
+
+
+def test_a_site_trains_by_the_task_that_the_server_has_settled(tmp_path):
+    site = service(tmp_path, clients=list(OURS))
+    describe(site, BALANCED)
+    weights = {name: 1.0 + label for label, name in enumerate(DIGITS)}
+    answer = prepare(site, PART, task={"name": "classification", "class_weights": weights})
+    assert answer.kind == "prepared"
+    assert site._kept["deployed"][1].site.engine.task.class_weights == weights
+    assert "no valid section" in reason(prepare(site, PART, task={"name": "classification", "class_weights": 3}))
+    assert "the server's task is 'tokens'" in reason(prepare(site, PART, task={"name": "tokens"}))
+
+
 def test_a_site_has_the_model_of_the_server(site, small):
     answer = prepare(site, PART)
     assert answer.manifest["fingerprint"] == small.federation.wire.fingerprint.hex()

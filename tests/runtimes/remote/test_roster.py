@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,10 @@ from tests.runtimes.remote.small_sites import AT, INVITATION, SETTINGS, SiteProg
 from fedelta.errors import ConfigError
 from fedelta.runtimes.remote.messages import REFUSED, Message
 from fedelta.runtimes.remote.post import Post
-from fedelta.runtimes.remote.roster import Roster, gather
+from fedelta.runtimes.remote.profiles import Profile
+from fedelta.runtimes.remote.roster import Roster, gather, numbered
 from fedelta.strategies.fedavg import FedAvg
+from fedelta.tasks.base import Sums
 
 SMALL = Small(FedAvg(clients_per_round=4, num_rounds=2))
 
@@ -161,3 +164,17 @@ def test_a_site_that_cannot_be_prepared_is_missed_only_if_too_few_are_left(link:
     with pytest.raises(ConfigError, match=r"1 sites are ready, `deployment.min_sites` is 2\n.*'hamburg': no memory"):
         remote_of(SMALL, link)
     remote_of(SMALL, link, SETTINGS.model_copy(update={"min_sites": 1}))
+
+
+def test_the_sums_over_targets_of_all_sites_are_added_and_kept():
+    sites = {
+        "b": Profile((), {"b": 3}, is_natural=True, num_test_examples=0, statistics=Sums({"target 0": (3.0, 3.0)})),
+        "a": Profile((), {"a": 1}, is_natural=True, num_test_examples=0, statistics=Sums({"target 0": (5.0, 1.0)})),
+    }
+    roster = numbered(sites)
+    assert roster.statistics == Sums({"target 0": (8.0, 4.0)})
+    assert Roster.from_record(json.loads(json.dumps(roster.as_record()))).statistics == roster.statistics
+    silent = numbered({**sites, "a": Profile((), {"a": 1}, is_natural=True, num_test_examples=0)})
+    with pytest.raises(ConfigError, match="'a' share no sums over their targets") as caught:
+        _ = silent.statistics
+    assert "set in section `[task]` of the recipe" in str(caught.value.hint)

@@ -141,8 +141,7 @@ class Service:
             "clients": [{"key": key, "num_examples": number} for key, number in offered.num_examples.items()],
             "is_natural": not self.settings.is_partition,
             "num_test_examples": offered.num_test_examples,
-            # No noise covers them, so a site that insists on privacy keeps them.
-            "statistics": {} if self.settings.privacy.unit is not None else offered.statistics.totals,
+            "statistics": offered.statistics.totals,
         }
         return Message("described", manifest)
 
