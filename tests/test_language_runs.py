@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests.small_language import dialogues, small_config, write_model, write_table
+from typer.testing import CliRunner
 
 from fedelta.assembly.run import assemble
+from fedelta.cli import app
 from fedelta.config import parse_config
 from fedelta.errors import InputError, ModelError
 from fedelta.experiment import Experiment
@@ -200,3 +202,28 @@ def test_division_by_classes_is_refused(folder: Path):
         assert experiment(
             folder, "llama", "", "partition.name=dirichlet", "partition.num_clients=3", "partition.alpha=1.0"
         ).assembly
+
+
+def test_the_command_answers_one_prompt_as_text_and_several_as_lines(result):
+    one = CliRunner().invoke(app, ["predict", str(result.path), "--prompt", "What?", "--max-tokens", "4"])
+    assert one.exit_code == 0, one.output
+    prompts = ["--prompt", "What?", "--prompt", "Who?"]
+    several = CliRunner().invoke(app, ["predict", str(result.path), *prompts, "--max-tokens", "4"])
+    lines = [json.loads(line) for line in several.stdout.splitlines()]
+    assert [line["prompt"] for line in lines] == ["What?", "Who?"]
+    assert lines[0]["answer"].strip() == one.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "there is nothing to predict"),
+        (["a.png", "--prompt", "Hi."], "INPUT and --prompt exclude each other"),
+        (["Hi.", "--temperature", "1"], "how an answer is drawn was given, but no prompt"),
+        (["--prompt", "Hi.", "--top-p", "2"], "`--top-p`"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(result, arguments: list[str], problem: str):
+    done = CliRunner().invoke(app, ["predict", str(result.path), *arguments])
+    assert isinstance(done.exception, InputError) or done.exit_code == 2
+    assert problem in (str(done.exception) + done.output)
