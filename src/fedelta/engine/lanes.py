@@ -310,7 +310,7 @@ class LaneEngine:
     def _noted(self) -> AbstractContextManager[None]:
         """A context in which gradients of dense layers become products, if the optimizer can add products."""
         layers = self.bank.dense_layers if isinstance(self.client.optimizer, Sgd) else None
-        return nullcontext() if layers is None else layers.noted()
+        return nullcontext() if layers is None or self.bank.offsets_KP is not None else layers.noted()
 
     @torch.no_grad()
     def _move(self, slots: list[_Slot], grads: list[Gradient], lr: float) -> None:
