@@ -38,6 +38,7 @@ class Walking:
     moves: Moves
     client: ClientSettings
     spec: ParamSpec = SPEC
+    has_exits: bool = False
     round: int = 0
     jobs: list[tuple[int, Job]] = field(default_factory=list)
 
