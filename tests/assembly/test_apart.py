@@ -54,7 +54,7 @@ def at_the_server(config: Config) -> tuple[Federation, TunedModel, Carried]:
 def at_the_site(config: Config) -> Site:
     """All that a site has; who else takes part it learns from the ids alone."""
     backbone, data = read_data(config)
-    model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config))
+    model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config, backbone))
     return build_site(config, model, data, tiers_of(config, model, CLIENTS))
 
 

@@ -13,12 +13,15 @@ allocated, and nothing in it is executed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
 from fedelta.codecs.base import Codec, Packed
+from fedelta.codecs.cast import Cast
 from fedelta.errors import PayloadError, PluginError
 from fedelta.params import Params, ParamSpec
 from fedelta.plugins import called
@@ -66,11 +69,86 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     Raises:
         PayloadError: the payload is truncated, damaged, or made for another specification or by another codec.
     """
-    # Memory views, which do not copy the payload.
-    message, checksum = memoryview(payload)[:-_CHECKSUM_BYTES], payload[-_CHECKSUM_BYTES:]
-    _check_start(payload)
-    if _checksum([message]) != checksum:
-        raise PayloadError(f"a payload of {len(payload)} bytes is truncated or damaged: its checksum is wrong.")
+    decoded = Decoder(spec, codec).decode(payload)
+    return decoded.params, dict(decoded.groups)
+
+
+class Decoded(NamedTuple):
+    """What is in a payload.
+
+    Args:
+        params: its tensors, float32, in the order of the specification.
+        groups: their bytes by group.
+        flat: the tensors one after the other, of which `params` are views; None if the codec gave them one by one.
+    """
+
+    params: Params
+    groups: Mapping[str, int]
+    flat: Tensor | None
+
+
+class Decoder:
+    """Decodes the payloads of a round: a header that is that of the payload before is not read again.
+
+    Args:
+        spec: gives the order of the tensors.
+        codec: reads each tensor.
+    """
+
+    def __init__(self, spec: ParamSpec, codec: Codec) -> None:
+        self._spec, self._codec = spec, codec
+        self._layout: _Layout | None = None
+
+    def decode(self, payload: bytes) -> Decoded:
+        """The content of `payload`.
+
+        Raises:
+            PayloadError: the payload is truncated, damaged, or made for another specification or by another codec.
+        """
+        # Memory views, which do not copy the payload.
+        message, checksum = memoryview(payload)[:-_CHECKSUM_BYTES], payload[-_CHECKSUM_BYTES:]
+        _check_start(payload)
+        if _checksum([message]) != checksum:
+            raise PayloadError(f"a payload of {len(payload)} bytes is truncated or damaged: its checksum is wrong.")
+        layout = self._layout
+        if layout is None or len(message) != layout.num_bytes or not payload.startswith(layout.header):
+            layout = self._layout = _layout(message, self._spec, self._codec)
+        body, spec, codec = message[len(layout.header) :], self._spec, self._codec
+        if isinstance(codec, Cast) and layout.sizes is not None:
+            flat = codec.unpack("the tensors", body, (sum(layout.sizes),))
+            parts = zip(layout.names, flat.split(layout.sizes), strict=True)
+            params = {name: part.view(spec.tensors[name].shape) for name, part in parts}
+            return Decoded(params, layout.groups, flat)
+        reader = _Reader(body, 0)
+        params = {
+            name: _unpacked(codec, name, reader.take(length), spec.tensors[name].shape)
+            for name, length in zip(layout.names, layout.lengths, strict=True)
+        }
+        return Decoded(params, layout.groups, None)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the header of a message says.
+
+    Args:
+        header: its bytes.
+        num_bytes: of the message, without the checksum.
+        names: of the tensors.
+        lengths: their bytes.
+        sizes: their numbers of elements, if every number is written alike, so that they can be read in one call.
+        groups: bytes by group.
+    """
+
+    header: bytes
+    num_bytes: int
+    names: list[str]
+    lengths: list[int]
+    sizes: list[int] | None
+    groups: dict[str, int]
+
+
+def _layout(message: memoryview, spec: ParamSpec, codec: Codec) -> _Layout:
     reader = _Reader(message, len(_MAGIC) + 1)
     if (fingerprint := reader.take(8)) != spec.fingerprint:
         raise PayloadError(
@@ -87,11 +165,11 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     lengths = [reader.leb128() for _ in present]
     if sum(lengths) != reader.num_left:
         raise PayloadError(f"the payload holds {reader.num_left} bytes of tensors, expected {sum(lengths)}.")
-    params = {
-        name: _unpacked(codec, name, reader.take(length), spec.tensors[name].shape)
-        for name, length in zip(present, lengths, strict=True)
-    }
-    return params, _by_group(spec, present, lengths)
+    header = bytes(message[: len(message) - reader.num_left])
+    sizes = [spec.tensors[name].numel for name in present]
+    if not isinstance(codec, Cast) or lengths != [size * codec.dtype.itemsize for size in sizes]:
+        sizes = None
+    return _Layout(header, len(message), present, lengths, sizes, _by_group(spec, present, lengths))
 
 
 def _check_start(payload: bytes) -> None:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from fedelta.engine.products import DenseLayers, Gradient, Use, dense
 from fedelta.params import Params, ParamSpec
 
 _NO_TENSORS: Mapping[str, Tensor] = MappingProxyType({})
@@ -36,6 +37,7 @@ class LaneBank:
         values_KP: the trained part of every row [K, P], which optimizers and local rules change.
         anchors_KP: the anchors of these scalars [K, P].
         offsets_KP: added to every gradient [K, P]; None until a strategy steers a lane.
+        dense_layers: by tensor, the layers whose gradients become products if their use is noted; None for none.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class LaneBank:
         self._trained = [name for name, tensor in spec.tensors.items() if tensor.trained]
         self._parameters: list[nn.Parameter] = []
         self.by_tensor = by_tensor
-        self._grads: list[Tensor] = []  # of the last loss, by tensor
+        self.dense_layers = DenseLayers(module, self._trained) if by_tensor else None
+        self._grads: list[Gradient] = []  # of the last loss, by tensor
         for name in spec:
             self._adopt(module.get_parameter(name), name)
 
@@ -128,14 +131,29 @@ class LaneBank:
 
     def backward(self, loss: Tensor) -> None:
         """Computes the gradient of the scalar `loss`, zeros for tensors that it does not depend on."""
+        if self.dense_layers is not None:
+            self._grads = self._by_tensor(loss, self.dense_layers.take())
+            return
         # `loss.backward()` cannot accumulate into gradients that are rows of a larger matrix.
         grads = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        if self.by_tensor:
-            self._grads = [grad.contiguous().view(1, -1) for grad in grads]
-        else:
-            torch._foreach_copy_(self._grads_in_rows, list(grads))
+        torch._foreach_copy_(self._grads_in_rows, list(grads))
 
-    def gradients(self, num_lanes: int) -> list[Tensor]:
+    def _by_tensor(self, loss: Tensor, uses: Mapping[str, Use]) -> list[Gradient]:
+        sources = [
+            uses[name].outputs if name in uses else parameter
+            for name, parameter in zip(self._trained, self._parameters, strict=True)
+        ]
+        grads: list[Gradient] = []
+        for name, parameter, grad in zip(
+            self._trained, self._parameters, torch.autograd.grad(loss, sources, allow_unused=True), strict=True
+        ):
+            if name in uses:
+                grads.append(uses[name].product(grad))
+            else:
+                grads.append((torch.zeros_like(parameter) if grad is None else grad.contiguous()).view(1, -1))
+        return grads
+
+    def gradients(self, num_lanes: int) -> list[Gradient]:
         """The last gradients of the first lanes, as matrices; gives them away, so that their memory serves again."""
         if not self.by_tensor:
             return [self.grads_KP[:num_lanes]]
@@ -149,7 +167,7 @@ class LaneBank:
     def gradient(self, lane: int) -> Params:
         """A copy of the last gradient of the trained tensors of `lane`."""
         if self.by_tensor:
-            rows = [grad[lane] for grad in self._grads]
+            rows = [dense(grad)[lane] for grad in self._grads]
         else:
             rows = [self.grads_KP[lane, self._places[name]] for name in self._trained]
         return {
