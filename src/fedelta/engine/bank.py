@@ -96,11 +96,16 @@ class LaneBank:
             params: anchors, by name.
             local: values that differ from their anchors, by name.
         """
-        self._fill(lane, params)
-        self._anchors[lane] = self._values[lane]
+        unchanged = [name for name, change in self._changes.items() if name in params and change.is_of(params[name])]
+        self._fill(lane, {name: tensor for name, tensor in params.items() if name not in unchanged})
+        if unchanged:
+            loaded = [place for name, place in self._places.items() if name not in unchanged]
+            torch._foreach_copy_([self._anchors[lane, it] for it in loaded], [self._values[lane, it] for it in loaded])
+        else:
+            self._anchors[lane] = self._values[lane]
         self._fill(lane, local)
         for name, change in self._changes.items():
-            change.clear(is_all=name not in local)
+            change.restart(None if name in local else params.get(name))
 
     def steer(self, lane: int, offset: Mapping[str, Tensor]) -> None:
         """Sets what is added to every gradient of `lane`, by name of a trained tensor; absent names get zero."""
@@ -189,7 +194,7 @@ class LaneBank:
             yield
         finally:
             for change in self._changes.values():
-                change.clear(is_all=False)
+                change.restart(None)
             self._values.copy_(values)
             self._anchors.copy_(anchors)
 
