@@ -152,10 +152,6 @@ def test_all_problems_are_in_one_message():
         ),
         ({"partition": {"name": "natural"}}, "`partition.name` is 'natural', which needs `data.client_column`"),
         (
-            {"runtime": {"lanes": 2}, "tuning": {"name": "full"}},
-            "`runtime.lanes` is 2, but tuning method 'full' can only have one lane",
-        ),
-        (
             {"strategy": {"clients_per_round": 17}},
             "`strategy.clients_per_round` is 17, more than `partition.num_clients` = 16",
         ),

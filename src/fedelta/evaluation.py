@@ -62,7 +62,7 @@ def evaluate_adapter(
             hint="give data with the checkpoint's classes, or an adapter that was trained for those of the data.",
         )
     model = tuned_model(
-        loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start, sample=few_rows(data)
+        loaded, backbone, data.class_names, num_lanes=num_lanes(loaded, backbone), adapter=start, sample=few_rows(data)
     )
     site = build_site(loaded, model, data)
     if source_run is not None:

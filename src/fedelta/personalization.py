@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
 from fedelta.assembly.origin import check_origin, origin_of
-from fedelta.assembly.site import build_engine, few_rows, read_data
+from fedelta.assembly.site import build_engine, few_rows, model_scalars, read_data
 from fedelta.catalog import Scope
 from fedelta.config import Config, load_config
 from fedelta.data.batches import FederatedData
@@ -122,7 +122,10 @@ def _bench(config: Config, num_held_out: int, backbone: Backbone | None, data: F
     backbone, data = read_data(config, backbone, data)
     client = config.personalization.training(config.client)
     num_lanes = config.runtime.num_lanes(
-        clients_per_round=num_held_out * len(config.personalization.lrs), batch_size=client.batch_size, places=1
+        clients_per_round=num_held_out * len(config.personalization.lrs),
+        batch_size=client.batch_size,
+        places=1,
+        model_scalars=model_scalars(config, backbone),
     )
     model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes, sample=few_rows(data))
     tiers = tiers_of(config, model, data.clients)

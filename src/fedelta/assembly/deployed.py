@@ -152,7 +152,7 @@ def deploy(
     )
     check_augmentation(config, data)
     # The clients of a message train as one pack, in this process.
-    lanes = num_lanes(config, len(numbers), places=1)
+    lanes = num_lanes(config, backbone, len(numbers), places=1)
     model = tuned_model(config, backbone, data.class_names, num_lanes=lanes, sample=few_rows(data))
     fit_lanes(config, model, data)
     tiers = None

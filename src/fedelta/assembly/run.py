@@ -213,7 +213,7 @@ def assemble(
 
 def _model(config: Config, backbone: Backbone, data: FederatedData, lanes: int | None) -> TunedModel:
     """The model with the lanes of the run whose worker this is, or with as many as memory holds."""
-    num = num_lanes(config) if lanes is None else lanes
+    num = num_lanes(config, backbone) if lanes is None else lanes
     model = tuned_model(config, backbone, data.class_names, num_lanes=num, sample=few_rows(data))
     if lanes is None:
         fit_lanes(config, model, data)

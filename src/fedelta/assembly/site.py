@@ -36,6 +36,7 @@ from fedelta.tasks.base import Evaluation, mean_of
 from fedelta.tasks.contract import evaluation_of
 from fedelta.tasks.details import Answered, Details, mean_details
 from fedelta.tasks.known_classes import KnownClasses
+from fedelta.tuning.full import Full
 
 logger = logging.getLogger("fedelta")
 
@@ -216,11 +217,12 @@ def dp_of(privacy: Privacy) -> DpSgd | None:
     return DpSgd(privacy.clipping_norm, privacy.clipping, privacy.mechanism)
 
 
-def num_lanes(config: Config, num_clients: int | None = None, places: int | None = None) -> int:
+def num_lanes(config: Config, backbone: Backbone, num_clients: int | None = None, places: int | None = None) -> int:
     """Number of lanes for the cohorts of the run.
 
     Args:
         config: of the run.
+        backbone: the model, before a tuning method is applied.
         num_clients: clients that may be in a cohort, if they are not all; a site has only some.
         places: how many packs are trained side by side; None: as many as this machine can.
     """
@@ -230,12 +232,18 @@ def num_lanes(config: Config, num_clients: int | None = None, places: int | None
         config.strategy.clients_per_round,
     )
     if dp is not None and dp.of_examples:
-        return config.runtime.num_lanes_of_examples(batch_size)
+        return config.runtime.num_lanes_of_examples(batch_size, model_scalars(config, backbone))
     return config.runtime.num_lanes(
         clients_per_round=clients_per_round if num_clients is None else min(clients_per_round, num_clients),
         batch_size=batch_size,
         places=config.runtime.places if places is None else places,
+        model_scalars=model_scalars(config, backbone),
     )
+
+
+def model_scalars(config: Config, backbone: Backbone) -> int | None:
+    """Number of parameters of the model if all are trained, so that every lane has them; None otherwise."""
+    return backbone.num_parameters if isinstance(config.tuning, Full) else None
 
 
 def evaluate(site: Site, params: Params, processes: Processes | None = None) -> Evaluation:

@@ -8,9 +8,10 @@ Shapes: K lanes, P trained scalars, S scalars of statistics, both with gaps of a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from operator import is_
 from types import MappingProxyType
 
 import torch
@@ -65,6 +66,10 @@ class LaneBank:
         self.by_tensor = by_tensor
         self.dense_layers = DenseLayers(module, self._trained) if by_tensor else None
         self._grads: list[Gradient] = []  # of the last loss, by tensor
+        self._rows = self._values.unbind(), self._anchors.unbind()
+        # The tensors that a lane was last filled with, and the row of them: most strategies send all clients the same.
+        self._recent: tuple[Tensor, ...] = ()
+        self._recent_row: Tensor | None = None
         for name in spec:
             self._adopt(module.get_parameter(name), name)
 
@@ -96,13 +101,18 @@ class LaneBank:
             params: anchors, by name.
             local: values that differ from their anchors, by name.
         """
-        unchanged = [name for name, change in self._changes.items() if name in params and change.is_of(params[name])]
-        self._fill(lane, {name: tensor for name, tensor in params.items() if name not in unchanged})
-        if unchanged:
+        if self._recent_row is not None and self._are_recent(params):
+            for rows in self._rows:
+                rows[lane].copy_(self._recent_row)
+        elif unchanged := [name for name, change in self._changes.items() if change.is_of(params.get(name))]:
+            self._fill(lane, {name: tensor for name, tensor in params.items() if name not in unchanged})
             loaded = [place for name, place in self._places.items() if name not in unchanged]
             torch._foreach_copy_([self._anchors[lane, it] for it in loaded], [self._values[lane, it] for it in loaded])
         else:
+            self._fill(lane, params)
             self._anchors[lane] = self._values[lane]
+            if self.num_lanes > 1 and len(params) == len(self._places):
+                self._recent, self._recent_row = tuple(params.values()), self._rows[1][lane].clone()
         self._fill(lane, local)
         for name, change in self._changes.items():
             change.restart(None if name in local else params.get(name))
@@ -215,6 +225,19 @@ class LaneBank:
             torch.sub(values[name], anchors[name], out=delta)
         return deltas
 
+    def deltas(self, lanes: Sequence[int]) -> list[Params]:
+        """`delta` of each of `lanes`; if they are several, the tensors of a lane lie side by side."""
+        if len(lanes) == 1:
+            return [self.delta(lanes[0])]
+        changes = (self._values[lanes] - self._anchors[lanes]).cpu()
+        without_gaps = torch.cat([changes[:, place] for place in self._places.values()], dim=1)
+        shapes = [(name, self.spec.tensors[name].shape) for name in self._places]
+        sizes = [place.stop - place.start for place in self._places.values()]
+        return [
+            {name: part.view(shape) for (name, shape), part in zip(shapes, row.split(sizes), strict=True)}
+            for row in without_gaps.unbind()
+        ]
+
     def move(self, source: int, target: int) -> None:
         """Copies the values, anchors, offset and pinned scalars of lane `source` to lane `target`."""
         self._values[target] = self._values[source]
@@ -223,6 +246,10 @@ class LaneBank:
             self.offsets_KP[target] = self.offsets_KP[source]
         if self._pinned is not None:
             self._pinned[target] = self._pinned[source]
+
+    def _are_recent(self, params: Mapping[str, Tensor]) -> bool:
+        """Whether these are all tensors, and those of `_recent`; their names are in the same order."""
+        return len(params) == len(self._recent) and all(map(is_, params.values(), self._recent))
 
     def _fill(self, lane: int, params: Mapping[str, Tensor]) -> None:
         if not params:

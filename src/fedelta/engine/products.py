@@ -59,9 +59,9 @@ class Change:
             # A weak reference, because the anchor may keep a whole download in memory.
             self._anchor, self._version = ref(anchor), anchor._version
 
-    def is_of(self, anchor: Tensor) -> bool:
+    def is_of(self, anchor: Tensor | None) -> bool:
         """Whether the weight itself still has the values of `anchor`."""
-        return self.is_all and self._anchor() is anchor and self._version == anchor._version
+        return self.is_all and anchor is not None and self._anchor() is anchor and self._version == anchor._version
 
     def add(self, left_NO: Tensor, right_NI: Tensor, alpha: float) -> bool:
         """Adds `alpha` times a product; returns False, and does nothing, if it has too many rows."""

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple, get_args
 import numpy as np
 
 from fedelta.aggregation.base import Aggregation, Update
-from fedelta.codecs.wire import decode
+from fedelta.codecs.wire import Decoder
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
@@ -92,6 +92,7 @@ class Intake:
         self._measured = federation.aggregation.of_statistics.start(federation.wire)
         self._num_senders: Counter[str] = Counter()  # tensor name to the number of accepted replies that hold it
         self._updates: list[Update] = []  # filled only if the strategy reads single updates
+        self._decoder = Decoder(federation.wire, federation.channel.up)
 
     @property
     def clipping_norm(self) -> float | None:
@@ -217,23 +218,45 @@ class Intake:
         if reply.fault is not None and not reply.fault.reached:
             self.unreached.add(reply.client_id)
         try:
-            update, groups = _open(self._federation, self._plan, reply)
+            update, groups, size = self._opened(reply)
         except (PayloadError, SpecError) as error:
             self._reject(reply, error.message)
             return
         self._count_upload(reply.client_id, len(reply.payload), groups)
         self._note_claim(reply, update)
-        self._num_senders.update(list(update.delta))
-        trained = {name: tensor for name, tensor in update.delta.items() if name not in self._statistics}
-        tuned = {name: tensor for name, tensor in trained.items() if name in self._federation.spec}
-        loss = None if self._federation.privacy is not None else reply.metrics["train_loss"]
-        self.accepted.append(Accepted(update.client_id, update.num_examples, loss, rough_norm(tuned)))
-        (self._noising or self._running).add(replace(update, delta=trained))
+        self._num_senders.update(update.delta.keys())
+        trained, spec = update, self._federation.spec
         if self._statistics:
             measured = {name: tensor for name, tensor in update.delta.items() if name in self._statistics}
             self._measured.add(replace(update, delta=measured))
+            rest = {name: tensor for name, tensor in update.delta.items() if name not in self._statistics}
+            trained = replace(update, delta=rest)
+        if size is None or trained is not update or not update.delta.keys() <= spec.tensors.keys():
+            size = rough_norm({name: tensor for name, tensor in trained.delta.items() if name in spec})
+        loss = None if self._federation.privacy is not None else reply.metrics["train_loss"]
+        self.accepted.append(Accepted(update.client_id, update.num_examples, loss, size))
+        (self._noising or self._running).add(trained)
         if self._federation.strategy.reads == "each" and self._noising is None:
-            self._updates.append(replace(update, delta=trained))
+            self._updates.append(trained)
+
+    def _opened(self, reply: Reply) -> tuple[Update, Mapping[str, int], float | None]:
+        """The decoded reply, the bytes of its tensors by group, and the norm of all of them if it is known.
+
+        Raises:
+            PayloadError: the reply has a fault, or its payload cannot be decoded.
+            SpecError: its tensors are not those of the plan.
+        """
+        if reply.fault is not None:
+            raise PayloadError(reply.fault.reason)
+        federation, asked = self._federation, self._plan.upload[reply.client_id]
+        delta, groups, flat = self._decoder.decode(reply.payload)
+        size = None if flat is None else rough_norm({"flat": flat})
+        # The decoder gives the shapes of the specification, and a norm is finite only if all numbers are.
+        if size is None or not math.isfinite(size) or tuple(delta) != asked:
+            federation.wire.check(delta, asked)
+        num_examples = min(reply.num_examples, federation.strategy.max_examples)
+        steps = federation.effective_steps(num_examples)
+        return Update(reply.client_id, num_examples, delta, steps), groups, size
 
     def _note_claim(self, reply: Reply, update: Update) -> None:
         """Notes a number of examples that differs from the client's last one or from the weight that it gets."""
@@ -303,21 +326,6 @@ class _Waiting:
         return not others and reply.fault is not None and reply.fault.cause == "forgot"
 
 
-def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update, dict[str, int]]:
-    """The decoded reply, and the bytes of its tensors by group.
-
-    Raises:
-        PayloadError: the reply has a fault, or its payload cannot be decoded.
-        SpecError: its tensors are not those of the plan.
-    """
-    if reply.fault is not None:
-        raise PayloadError(reply.fault.reason)
-    delta, groups = decode(reply.payload, federation.wire, federation.channel.up)
-    federation.wire.check(delta, plan.upload[reply.client_id])
-    num_examples = min(reply.num_examples, federation.strategy.max_examples)
-    return Update(reply.client_id, num_examples, delta, federation.effective_steps(num_examples)), groups
-
-
 def well_formed(reply: Reply, client_id: int, *, needs_loss: bool = True) -> Reply:
     """`reply` with values of the types that `Reply` has; if its values have others, with a fault instead.
 
@@ -377,7 +385,7 @@ def _type_problem(reply: Reply, *, needs_loss: bool) -> str | None:
         return f"the client claims {claim} examples, expected at least 1"
     if not needs_loss:
         return None
-    if not isinstance(metrics, Mapping):
+    if type(metrics) is not dict and not isinstance(metrics, Mapping):
         return f"the client's metrics are {safe_repr(metrics)}, expected numbers by name"
     loss = metrics.get("train_loss", math.nan)
     if not _fits_float32(loss):
@@ -387,6 +395,8 @@ def _type_problem(reply: Reply, *, needs_loss: bool) -> str | None:
 
 def whole_number(value: object) -> int | None:
     """`value` as an int if it is a whole number; None for anything else, including `True` and `False`."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not isinstance(value, Integral):
         return None
     return int(value)
@@ -394,5 +404,7 @@ def whole_number(value: object) -> int | None:
 
 def _fits_float32(value: Any) -> bool:  # Any: the type is not known yet
     """Whether `value` is a finite number that float32 can hold."""
+    if type(value) is float:
+        return abs(value) <= _LARGEST_FLOAT32
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     return is_number and bool(np.abs(value) <= _LARGEST_FLOAT32)
