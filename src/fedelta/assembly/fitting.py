@@ -11,6 +11,7 @@ from fedelta.assembly.site import dp_of
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData
 from fedelta.engine.footprint import Footprint, footprint_of
+from fedelta.engine.packs import MOST_PER_LANE
 from fedelta.errors import ConfigError
 from fedelta.machine import available_bytes, resident_bytes
 from fedelta.runtimes.processes import OWN_BYTES, Processes
@@ -19,7 +20,8 @@ from fedelta.runtimes.starting import can_copy
 logger = logging.getLogger("fedelta")
 
 _SAMPLE_ROWS = 4  # texts are as long as the longest of these
-_REPLY_COPIES = 2  # of the tuned tensors of each client of a pack: its delta, and that as a payload
+# Of the tuned tensors of each client of a pack: its delta, and that as a payload.
+_REPLY_COPIES = 2
 
 
 def fit_lanes(config: Config, model: TunedModel, data: FederatedData) -> None:
@@ -88,7 +90,7 @@ def _parts(config: Config, model: TunedModel, data: FederatedData) -> dict[str, 
     parts = {
         # A copy of this process shares model and data with it.
         "for itself": OWN_BYTES if can_copy(device) else max(OWN_BYTES, resident_bytes() or 0),
-        "for replies": lanes * _REPLY_COPIES * 4 * model.spec.num_parameters,
+        "for replies": lanes * MOST_PER_LANE * _REPLY_COPIES * 4 * model.spec.num_parameters,
     }
     if device != "cpu":  # a step takes memory of the worker's GPU
         return parts

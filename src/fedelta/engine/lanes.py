@@ -14,6 +14,7 @@ or targets per sample.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -29,8 +30,9 @@ from fedelta.engine.dp_sgd import DpSgd, add_fedpeft_noise, private_gradient, re
 from fedelta.engine.evaluator import Evaluator
 from fedelta.engine.exits import ExitLoss, ExitSettings, draws
 from fedelta.engine.model import SharedModel, prepare
-from fedelta.engine.optimizers import LearningRate, OptimizerState
+from fedelta.engine.optimizers import LearningRate, OptimizerState, Sgd
 from fedelta.engine.prefix import CachedInputs
+from fedelta.engine.products import Gradient, dense
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, lane_means
 from fedelta.models.failures import model_errors
@@ -111,6 +113,8 @@ class LaneEngine:
         if lanes.num > 1:
             self._prove_lanes(train)
         self._model.read_out(self.bank, lanes, train, of_examples=self.takes_samples)
+        if isinstance(client.optimizer, Sgd):
+            self._model.try_products(self.bank, lanes, train)
         if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
         self.evaluator = Evaluator(self._model, self.bank, lanes, task)
@@ -257,7 +261,7 @@ class LaneEngine:
             results.append(Trained(job.client_id, delta, kept, loss, job.lr or lr))
         return results
 
-    def _gradients(self, slots: list[_Slot]) -> list[Tensor]:
+    def _gradients(self, slots: list[_Slot]) -> list[Gradient]:
         """The gradient of each client's batch, as matrices with a row for each."""
         if self._dp is not None and self.takes_samples:
             return [self._private_gradient(self._dp, slots[0])]
@@ -296,28 +300,39 @@ class LaneEngine:
         """
         rows_N, lengths_A = torch.cat(list(batches_A)), list(map(len, batches_A))
         targets = self._train.targets.fetch(rows_N).to(self._device, non_blocking=True)
-        if self._blocks:
-            minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_N, targets, lengths_A)
-        else:
-            (outputs,) = self._model.outputs(self._train.inputs, rows_N, ())
-            with model_errors(f"the loss of {self._model.name}", {"outputs": outputs, "targets": targets}):
-                minimised_A = losses_A = lane_means(losses_of(self.task, outputs, targets), lengths_A)
+        with self._noted():
+            if self._blocks:
+                minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_N, targets, lengths_A)
+            else:
+                (outputs,) = self._model.outputs(self._train.inputs, rows_N, ())
+                with model_errors(f"the loss of {self._model.name}", {"outputs": outputs, "targets": targets}):
+                    minimised_A = losses_A = lane_means(losses_of(self.task, outputs, targets), lengths_A)
         with model_errors(f"the backward pass of {self._model.name}", {"rows": rows_N}):
             # Lanes share no tuned tensor, so the gradient of the sum is the gradient of each lane's loss.
             self.bank.backward(minimised_A.sum())
         return losses_A.detach()
 
+    def _noted(self) -> AbstractContextManager[None]:
+        """A context in which gradients of dense layers become products, if the optimizer can add products."""
+        layers = self.bank.dense_layers if isinstance(self.client.optimizer, Sgd) else None
+        return nullcontext() if layers is None or self.bank.offsets_KP is not None else layers.noted()
+
     @torch.no_grad()
-    def _move(self, slots: list[_Slot], grads: list[Tensor], lr: float) -> None:
+    def _move(self, slots: list[_Slot], grads: list[Gradient], lr: float) -> None:
         """One optimizer step in every lane in use."""
         bank, active = self.bank, len(slots)
         if bank.offsets_KP is not None:
-            grads = [grad + offset for grad, offset in zip(grads, bank.matrices(bank.offsets_KP, active), strict=True)]
+            offsets = bank.matrices(bank.offsets_KP, active)
+            grads = [dense(grad) + offset for grad, offset in zip(grads, offsets, strict=True)]
         values = bank.matrices(bank.values_KP, active)
         if not bank.by_tensor:
-            self._rule.correct(grads[0], values[0], bank.anchors_KP[:active])
+            self._rule.correct(dense(grads[0]), values[0], bank.anchors_KP[:active])
         state = {name: [tensor[:active] for tensor in tensors] for name, tensors in self._state.items()}
-        self.client.optimizer.step(values, grads, state, self._rates(slots, lr))
+        optimizer, rates = self.client.optimizer, self._rates(slots, lr)
+        if isinstance(optimizer, Sgd):
+            optimizer.step(values, grads, state, rates)
+        else:
+            optimizer.step(values, list(map(dense, grads)), state, rates)
         self.bank.reset_pinned(active)
         for slot in slots:
             slot.steps_left -= 1

@@ -110,6 +110,33 @@ class SharedModel:
         if number is not None and readouts[number].leaves_out:
             self._readout = readouts[number]
 
+    def try_products(self, bank: LaneBank, lanes: Lanes, train: Examples) -> None:
+        """Leaves to the bank those dense layers whose products are their gradients, in a trial.
+
+        Args:
+            bank: the tuned tensors; they and the lanes are left as they are.
+            lanes: the lanes of the tuned modules.
+            train: training examples; two are tried.
+        """
+        if not (layers := bank.dense_layers):
+            return
+        exits, tried = range(1, len(self.blocks) + 1), set[str]()
+
+        def noted(rows: Tensor) -> list[Tensor]:
+            with layers.noted(also_thick=True):
+                outputs = self.outputs(train.inputs, rows, exits)
+            tried.update(layers.in_use)
+            return outputs
+
+        whole = partial(self.outputs, train.inputs, exits=exits)
+        are_gradients = first_same(whole, [noted], bank, lanes, len(train)) is not None
+        layers.limit(tried if are_gradients else ())
+        if not are_gradients:
+            self.notes.append(
+                f"gradients of dense layers are computed as large as their weights: {self.name} does not only multiply "
+                "its inputs by the weights."
+            )
+
     def cached(self, data: Examples) -> Examples:
         """`data` with cached features of the frozen prefix, or `data` itself without a prefix or without the memory."""
         if self._prefix is None:

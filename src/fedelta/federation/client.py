@@ -109,7 +109,7 @@ class Site:
 
     def _parts(self, client_ids: Collection[int]) -> list[tuple[int, ...]]:
         if self.places == 1:
-            return [tuple(sorted(client_ids))] if client_ids else []
+            return [tuple(client_ids)] if client_ids else []
         work = {client_id: self.work_of(client_id) for client_id in client_ids}
         depths = None if self.tiers is None else self.tiers.depths
         return packs_of(work, lanes=self.engine.clients_at_once, places=self.places, depths=depths)
@@ -131,7 +131,9 @@ class Site:
     def _train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
         lr = self.engine.client.lr_in(pack.round, self.num_rounds)
         under_way: dict[int, _Work] = {}
-        for client_id, payload in sorted(pack.payloads.items()):
+        # The longest first: a long client that began late would train alone in the end.
+        for client_id in sorted(pack.payloads, key=lambda client_id: (-self.work_of(client_id), client_id)):
+            payload = pack.payloads[client_id]
             try:
                 if payload not in decoded:
                     decoded[payload], _ = decode(payload, self.wire, self.channel.down)
