@@ -184,8 +184,8 @@ def _layout(message: memoryview, spec: ParamSpec, codec: Codec) -> _Layout:
     if sum(lengths) != reader.num_left:
         raise PayloadError(f"the payload holds {reader.num_left} bytes of tensors, expected {sum(lengths)}.")
     header = bytes(message[: len(message) - reader.num_left])
-    sizes = [spec.tensors[name].numel for name in present]
-    if not isinstance(codec, Cast) or lengths != [size * codec.dtype.itemsize for size in sizes]:
+    sizes: list[int] | None = [spec.tensors[name].numel for name in present]
+    if not isinstance(codec, Cast) or lengths != [size * codec.dtype.itemsize for size in sizes or ()]:
         sizes = None
     return _Layout(header, len(message), present, lengths, sizes, _by_group(spec, present, lengths))
 
