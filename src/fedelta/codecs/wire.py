@@ -134,7 +134,7 @@ class Decoder:
         body, spec, codec = message[len(layout.header) :], self._spec, self._codec
         if isinstance(codec, Cast) and layout.sizes is not None:
             flat = codec.unpack("the tensors", body, (sum(layout.sizes),))
-            parts = zip(layout.names, flat.split(layout.sizes), strict=True)
+            parts = zip(layout.names, torch.split_with_sizes(flat, layout.sizes), strict=True)
             params = {name: part.view(spec.tensors[name].shape) for name, part in parts}
             return Decoded(params, layout.groups, flat)
         reader = _Reader(body, 0)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedelta.federation.records import Cause, Fault, Reply
 
-_LARGEST_FLOAT32 = 3.4028234663852886e38
+LARGEST_FLOAT32 = 3.4028234663852886e38
 MAX_REASON = 500  # characters; a reason may come from another program
 
 
@@ -79,7 +79,7 @@ def _type_problem(reply: Reply, *, needs_loss: bool) -> str | None:
         return f"the client claims {claim} examples, expected at least 1"
     if not needs_loss:
         return None
-    if type(metrics) is not dict and not isinstance(metrics, Mapping):
+    if not isinstance(metrics, Mapping):
         return f"the client's metrics are {safe_repr(metrics)}, expected numbers by name"
     loss = metrics.get("train_loss", math.nan)
     if not _fits_float32(loss):
@@ -89,8 +89,6 @@ def _type_problem(reply: Reply, *, needs_loss: bool) -> str | None:
 
 def whole_number(value: object) -> int | None:
     """`value` as an int if it is a whole number; None for anything else, including `True` and `False`."""
-    if type(value) is int:
-        return value
     if isinstance(value, bool) or not isinstance(value, Integral):
         return None
     return int(value)
@@ -98,7 +96,5 @@ def whole_number(value: object) -> int | None:
 
 def _fits_float32(value: Any) -> bool:  # Any: the type is not known yet
     """Whether `value` is a finite number that float32 can hold."""
-    if type(value) is float:
-        return abs(value) <= _LARGEST_FLOAT32
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return is_number and bool(np.abs(value) <= _LARGEST_FLOAT32)
+    return is_number and bool(np.abs(value) <= LARGEST_FLOAT32)

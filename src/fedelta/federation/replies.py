@@ -20,7 +20,7 @@ from fedelta.codecs.wire import Decoder
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
-from fedelta.federation.form import safe_repr, well_formed, whole_number
+from fedelta.federation.form import LARGEST_FLOAT32, safe_repr, well_formed, whole_number
 from fedelta.federation.records import Claim, Rejection, Reply, Transfer
 from fedelta.params import Params, add, rough_norm, select
 from fedelta.seeds import stream
@@ -160,14 +160,15 @@ class Intake:
         if not isinstance(reply, Reply):
             self._strays.append(safe_repr(type(reply)))
             return
-        client_id = whole_number(reply.client_id)
-        if client_id is None or abs(client_id) >= 2**63:
-            self._strays.append(f"a reply with the client id {safe_repr(reply.client_id)}")
-            return
-        reply = well_formed(reply, client_id, needs_loss=self._federation.privacy is None)
+        if not _is_as_usual(reply):
+            client_id = whole_number(reply.client_id)
+            if client_id is None or abs(client_id) >= 2**63:
+                self._strays.append(f"a reply with the client id {safe_repr(reply.client_id)}")
+                return
+            reply = well_formed(reply, client_id, needs_loss=self._federation.privacy is None)
         if reply.simulated_seconds is not None:
             self.simulated_seconds = max(self.simulated_seconds or 0.0, reply.simulated_seconds)
-        if client_id not in self._plan.upload:
+        if reply.client_id not in self._plan.upload:
             self._reject(reply, "a reply from a client outside of the cohort")
             return
         if self._federation.replies_once:
@@ -318,3 +319,20 @@ class _Waiting:
     def _forgot(self, client_id: int) -> bool:
         (reply, _, _), *others = self._replies[client_id]
         return not others and reply.fault is not None and reply.fault.cause == "forgot"
+
+
+def _is_as_usual(reply: Reply) -> bool:
+    """Whether all values have the types and ranges of almost every reply; form.py looks at all others."""
+    metrics = reply.metrics
+    return (
+        type(metrics) is dict
+        and len(metrics) == 1
+        and type(loss := metrics.get("train_loss")) is float
+        and abs(loss) <= LARGEST_FLOAT32
+        and type(reply.client_id) is type(reply.num_examples) is int
+        and abs(reply.client_id) < 2**63
+        and 1 <= reply.num_examples < 2**63
+        and type(reply.payload) is bytes
+        and reply.fault is None
+        and reply.simulated_seconds is None
+    )

@@ -125,8 +125,8 @@ def _convolution(layer: LaneLayer, x: Tensor) -> Tensor:
     # The channels of all lanes side by side: one call with a group of channels for each lane.
     x_BGHW = x.unflatten(0, (active, -1)).transpose(0, 1).flatten(1, 2)
     shift = None if bias is None else bias.flatten()
-    y_BGHW = convolved(x_BGHW, weight.flatten(0, 1), shift, active * layer.groups)
-    return y_BGHW.unflatten(1, (active, -1)).transpose(0, 1).flatten(0, 1)
+    y_BAOHW: Tensor = convolved(x_BGHW, weight.flatten(0, 1), shift, active * layer.groups).unflatten(1, (active, -1))
+    return y_BAOHW.transpose(0, 1).flatten(0, 1)
 
 
 def _layer_norm(layer: LaneLayer, x: Tensor) -> Tensor:
