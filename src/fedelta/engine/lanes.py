@@ -35,6 +35,7 @@ from fedelta.engine.prefix import CachedInputs
 from fedelta.engine.products import Gradient, dense
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, lane_means
+from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
@@ -123,6 +124,11 @@ class LaneEngine:
     def clients_at_once(self) -> int:
         """The largest number of clients that are trained together."""
         return 1 if self.takes_samples else self.lanes.num
+
+    @property
+    def inputs(self) -> Inputs:
+        """Of the training data; with their cached features if there is a cache."""
+        return self._train.inputs
 
     @cached_property
     def _state(self) -> OptimizerState:

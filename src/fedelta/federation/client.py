@@ -17,14 +17,16 @@ from functools import cached_property
 from itertools import count, repeat
 from pathlib import Path
 
+import torch
 from torch import Generator, Tensor
 
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
 from fedelta.data.batches import Examples
+from fedelta.engine.filling import Chunk, chunks_of, fill
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.packs import packs_of
-from fedelta.engine.threads import computed_with
+from fedelta.engine.threads import arithmetic_threads, computed_with
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
 from fedelta.federation.memory import Drift, Memories, Memory
@@ -94,9 +96,30 @@ class Site:
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`; yields replies in the order in which clients finish."""
+        for chunk in self.chunks(payloads):
+            self.fill(chunk)
         decoded: dict[bytes, Params] = {}
         for pack in self.packs(plan, payloads):
             yield from map(self.take, self.train(pack, decoded))
+
+    def chunks(self, client_ids: Iterable[int]) -> list[Chunk]:
+        """The features that these clients need and the cache does not have yet; none without a cache."""
+        return chunks_of(self.engine.inputs, [self.partition[client_id] for client_id in sorted(client_ids)])
+
+    def chunks_of_test(self) -> list[Chunk]:
+        """The features that an evaluation needs and the cache does not have yet; none without a cache."""
+        if self.test is None:
+            return []
+        inputs = self.engine.evaluator.cached(self.test).inputs
+        return chunks_of(inputs, [torch.arange(len(self.test))], of_test=True)
+
+    def fill(self, chunk: Chunk) -> None:
+        """Computes features for the cache."""
+        inputs = self.engine.inputs
+        if chunk.of_test and self.test is not None:
+            inputs = self.engine.evaluator.cached(self.test).inputs
+        with arithmetic_threads(self.threads or torch.get_num_threads()):
+            fill(inputs, chunk)
 
     def packs(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Pack]:
         """Begins a round and yields its packs, that with the most work first."""

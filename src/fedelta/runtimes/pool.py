@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from socket import AF_UNIX, SOCK_STREAM, socket, socketpair
 from typing import Any, Protocol
 
+from fedelta.engine.filling import Chunk
 from fedelta.errors import RoundError
 from fedelta.federation.measuring import BatchSums, Portion
 from fedelta.federation.memory_files import packed
@@ -27,6 +28,7 @@ logger = logging.getLogger("fedelta")
 _AHEAD = 2  # orders that a worker has at a time, so that it need not wait for the next
 _MOST_DEATHS = 3  # at one order
 _MOST_NAMED = 8  # clients in a message
+_DEED_OF_FILLING = "computed features of the frozen part of the model"
 
 
 class Process(Protocol):
@@ -157,6 +159,17 @@ class Pool:
         sums = {place: batch_sums_of(values["sums"]) for place, values, _ in self._done("evaluation", orders, parcel)}
         return [sums[place] for place in range(len(portions))]
 
+    def fill(self, chunks: Sequence[Chunk]) -> None:
+        """Computes cached features, in memory that the workers share with this process.
+
+        Raises:
+            RoundError: workers die again and again at the same chunk.
+            FedeltaError: what was raised in a worker.
+        """
+        orders = [_Order(place, _DEED_OF_FILLING, partial(_chunk, it)) for place, it in enumerate(chunks)]
+        for _ in self._done("the cache", orders, Parcel({"kind": "models"})):
+            pass
+
     def _done(self, title: str, orders: Sequence[_Order], parcel: Parcel) -> Iterator[_Done]:
         """The answers to all orders, as they arrive."""
         try:
@@ -272,6 +285,10 @@ def _packs(packs: Sequence[Pack], downloads: Mapping[bytes, int]) -> Parcel:
 
 def _portion(portion: Portion) -> Parcel:
     return Parcel({"kind": "portion", "portion": asdict(portion)})
+
+
+def _chunk(chunk: Chunk) -> Parcel:
+    return Parcel({"kind": "chunk", **asdict(chunk)})
 
 
 def _training(packs: Sequence[Pack]) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from multiprocessing import parent_process
 from socket import socket
 
+from fedelta.engine.filling import Chunk
 from fedelta.federation.client import Site
 from fedelta.federation.measuring import Portion, measured
 from fedelta.federation.memory_files import unpacked
@@ -94,6 +95,9 @@ class _Bench:
         if order["kind"] == "portion":
             portion = Portion(**order["portion"])
             return {"sums": sums_values(measured(self._site, portion, self._models[portion.model]))}, []
+        if order["kind"] == "chunk":
+            self._site.fill(Chunk(tuple(order["rows"]), order["of_test"]))
+            return {}, []
         packs = packs_of(order["packs"], blobs, self._downloads)
         answers, blobs = answer_values([answer for pack in packs for answer in self._site.train(pack, self._decoded)])
         return {"answers": answers}, blobs
