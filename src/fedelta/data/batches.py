@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 
 from fedelta.data.clients import Clients, Name
 from fedelta.data.glance import Shown
-from fedelta.data.rows import compact
 from fedelta.modalities.base import Inputs
 from fedelta.seeds import uniform_numbers
 from fedelta.tasks.targets import Targets
@@ -61,10 +60,6 @@ class FederatedData:
     strata_names: tuple[str, ...] = ()
     names: Mapping[int, Name] = field(default_factory=dict)
     shown: tuple[Shown, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("partition", "held_out"):
-            object.__setattr__(self, name, compact(getattr(self, name)))
 
     @cached_property
     def clients(self) -> Clients:
