@@ -13,7 +13,9 @@ allocated, and nothing in it is executed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ from xxhash import xxh3_64
 from fedelta.codecs.base import Codec, Packed
 from fedelta.codecs.cast import Cast
 from fedelta.errors import PayloadError, PluginError
-from fedelta.params import Params, ParamSpec
+from fedelta.params import Params, ParamSpec, side_by_side
 from fedelta.plugins import called
 
 _MAGIC = b"FDLT"
@@ -43,24 +45,40 @@ def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple
         PayloadError: a value is out of the codec's range; the message names the tensor.
     """
     present = [name for name in spec if name in params]
-    bodies = [_packed(codec, name, params[name]) for name in present]
-    lengths = [len(body) for body in bodies]
-    bits = sum(1 << index for index, name in enumerate(spec) if name in params)
-    codec_name = codec.name.encode("ascii")
-    header = b"".join(
-        [
-            _MAGIC,
-            bytes([_VERSION]),
-            spec.fingerprint,
-            bytes([len(codec_name)]),
-            codec_name,
-            bits.to_bytes(_presence_bytes(spec), "little"),
-            *map(_leb128, lengths),
-        ]
-    )
+    bodies, lengths = _bodies(params, present, codec)
+    header = _header(spec.names, spec.fingerprint, codec.name, tuple(present), tuple(lengths))
     # Without an intermediate copy: a payload may be as large as the model.
     payload = b"".join([header, *bodies, _checksum([header, *bodies])])
     return payload, _by_group(spec, present, lengths)
+
+
+def _bodies(params: Mapping[str, Tensor], names: list[str], codec: Codec) -> tuple[list[Packed], list[int]]:
+    """The bytes of these tensors, in one piece or in several, and the bytes of each tensor."""
+    if isinstance(codec, Cast) and (flat := side_by_side([params[name] for name in names])) is not None:
+        # All numbers in one call. Where one is out of range, the calls below name its tensor.
+        with suppress(PayloadError):
+            return [codec.pack("", flat)], [params[name].numel() * codec.dtype.itemsize for name in names]
+    bodies = [_packed(codec, name, params[name]) for name in names]
+    return bodies, list(map(len, bodies))
+
+
+@lru_cache(maxsize=16)  # the payloads of a round have few different headers
+def _header(
+    names: tuple[str, ...], fingerprint: bytes, codec_name: str, present: tuple[str, ...], lengths: tuple[int, ...]
+) -> bytes:
+    bits = sum(1 << names.index(name) for name in present)
+    codec_bytes = codec_name.encode("ascii")
+    return b"".join(
+        [
+            _MAGIC,
+            bytes([_VERSION]),
+            fingerprint,
+            bytes([len(codec_bytes)]),
+            codec_bytes,
+            bits.to_bytes(_presence_bytes(len(names)), "little"),
+            *map(_leb128, lengths),
+        ]
+    )
 
 
 def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[str, int]]:
@@ -158,7 +176,7 @@ def _layout(message: memoryview, spec: ParamSpec, codec: Codec) -> _Layout:
     codec_name = str(reader.take(reader.take(1)[0]), "ascii", "replace")
     if codec_name != codec.name:
         raise PayloadError(f"the payload was written with codec {codec_name!r}, expected {codec.name!r}.")
-    bits = int.from_bytes(reader.take(_presence_bytes(spec)), "little")
+    bits = int.from_bytes(reader.take(_presence_bytes(len(spec))), "little")
     if bits >> len(spec):
         raise PayloadError(f"the payload marks more tensors as present than the {len(spec)} of the specification.")
     present = [name for index, name in enumerate(spec) if bits >> index & 1]
@@ -214,8 +232,8 @@ def _by_group(spec: ParamSpec, names: list[str], lengths: list[int]) -> dict[str
     return groups
 
 
-def _presence_bytes(spec: ParamSpec) -> int:
-    return (len(spec) + 7) // 8
+def _presence_bytes(num_tensors: int) -> int:
+    return (num_tensors + 7) // 8
 
 
 def _leb128(number: int) -> bytes:

@@ -206,15 +206,18 @@ class LaneEngine:
         slots: list[_Slot] = []
         self._losses_K = torch.zeros(self.lanes.num, device=self._device, dtype=torch.float64)
         while True:
+            num_before = len(slots)
             while len(slots) < self.clients_at_once and (job := next(waiting, None)) is not None:
                 slots.append(self._admit(len(slots), job))
+            for state in (*chain.from_iterable(self._state.values()), self._losses_K):
+                state[num_before : len(slots)] = 0
             if not slots:
                 return
             self._move(slots, self._gradients(slots), lr)
-            for lane in reversed(range(len(slots))):
-                if slots[lane].steps_left == 0:
-                    yield self._result(lane, slots[lane], lr)
-                    self._release(lane, slots)
+            done = [lane for lane in reversed(range(len(slots))) if slots[lane].steps_left == 0]
+            for lane, result in zip(done, self._results(done, slots, lr), strict=True):
+                yield result
+                self._release(lane, slots)
 
     @property
     def has_exits(self) -> bool:
@@ -222,14 +225,11 @@ class LaneEngine:
         return bool(self._blocks)
 
     def _admit(self, lane: int, job: Job) -> _Slot:
-        """Loads the tensors of `job` into `lane`, with zeroed optimizer state."""
+        """Loads the tensors of `job` into `lane`."""
         prepare(self._train.inputs, job.rows)
         self.bank.load(lane, job.anchor, job.local)
         self.bank.steer(lane, job.offset)
         self.bank.confine(lane, job.moving)
-        for state in chain.from_iterable(self._state.values()):
-            state[lane] = 0
-        self._losses_K[lane] = 0
         num_steps = self.client.num_steps(len(job.rows))
         inputs = self._train.inputs
         if self.takes_samples:
@@ -255,12 +255,17 @@ class LaneEngine:
             slots[lane] = slots[final]
         slots.pop()
 
-    def _result(self, lane: int, slot: _Slot, lr: float) -> Trained:
-        loss = None if self.takes_samples else float(self._losses_K[lane]) / slot.steps_done
-        # Cloned, because a view would keep the copy of the whole row in memory.
-        values = self.bank.read(lane) if slot.job.kept else {}
-        kept = {name: values[name].clone() for name in slot.job.kept}
-        return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss, slot.job.lr or lr)
+    def _results(self, lanes: Sequence[int], slots: Sequence[_Slot], lr: float) -> list[Trained]:
+        if not lanes:
+            return []
+        losses, results = self._losses_K.tolist(), []
+        for lane, delta in zip(lanes, self.bank.deltas(lanes), strict=True):
+            job, loss = slots[lane].job, None if self.takes_samples else losses[lane] / slots[lane].steps_done
+            # Cloned, because a view would keep the copy of the whole row in memory.
+            values = self.bank.read(lane) if job.kept else {}
+            kept = {name: values[name].clone() for name in job.kept}
+            results.append(Trained(job.client_id, delta, kept, loss, job.lr or lr))
+        return results
 
     def _gradients(self, slots: list[_Slot]) -> list[Gradient]:
         """The gradient of each client's batch, as matrices with a row for each."""
@@ -316,7 +321,7 @@ class LaneEngine:
     def _noted(self) -> AbstractContextManager[None]:
         """A context in which gradients of dense layers become products, if the optimizer can add products."""
         layers = self.bank.dense_layers if isinstance(self.client.optimizer, Sgd) else None
-        return nullcontext() if layers is None else layers.noted()
+        return nullcontext() if layers is None or self.bank.offsets_KP is not None else layers.noted()
 
     @torch.no_grad()
     def _move(self, slots: list[_Slot], grads: list[Gradient], lr: float) -> None:

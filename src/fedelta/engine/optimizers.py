@@ -119,17 +119,19 @@ class Sgd(Settings):
         )  # fmt: skip
 
     def _step_by_product(self, values_1N: Tensor, grad: Product, momentum_1N: Tensor | None, lr: float) -> None:
-        left_OR, right_RI, decay = grad.left_OR, grad.right_RI, self.weight_decay
-        values_OI = values_1N.view(len(left_OR), -1)
-        if momentum_1N is None:
-            values_OI.addmm_(left_OR, right_RI, beta=1 - lr * decay, alpha=-lr)
+        values_OI, decay = values_1N.view(grad.left_NO.shape[1], -1), self.weight_decay
+        if momentum_1N is None and not decay:
+            grad.move(values_OI, -lr)
             return
-        momentum_OI = momentum_1N.view_as(values_OI).addmm_(left_OR, right_RI, beta=self.momentum)
-        if decay:
-            momentum_OI.add_(values_OI, alpha=decay)
-        if self.nesterov:
-            values_OI.addmm_(left_OR, right_RI, beta=1 - lr * decay, alpha=-lr)
-        values_OI.add_(momentum_OI, alpha=-lr * (self.momentum if self.nesterov else 1))
+        if momentum_1N is not None:
+            momentum_OI = momentum_1N.view_as(values_OI)
+            grad.add_to(momentum_OI, beta=self.momentum)
+            if decay:
+                momentum_OI.add_(values_OI, alpha=decay)
+        if momentum_1N is None or self.nesterov:
+            grad.add_to(values_OI, alpha=-lr, beta=1 - lr * decay)
+        if momentum_1N is not None:
+            values_OI.add_(momentum_OI, alpha=-lr * (self.momentum if self.nesterov else 1))
 
     def _with_momentum(self, grads_KN: Tensor, momentum_KN: Tensor) -> Tensor:
         """The step in units of the learning rate; changes `momentum_KN`."""

@@ -139,7 +139,7 @@ class Site:
 
     def work_of(self, client_id: int) -> float:
         """A client's work in a round: processed examples times blocks."""
-        num_processed = self.engine.client.num_processed(len(self.partition[client_id]))
+        num_processed = self.engine.client.num_processed(self.partition[client_id].shape[0])
         return num_processed * (1 if self.tiers is None else self.tiers.depths[client_id])
 
     def train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
@@ -231,10 +231,10 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
             return private.streams(client_id).generator(purpose, pack.round, client_id)
         return stream(site.seed, purpose, pack.round, client_id)
 
-    def epochs(purpose: str) -> Iterator[Generator]:
+    def epochs(purpose: str) -> Iterator[Generator]:  # makes none before the first is asked for
         if client.local_steps is None or takes_samples:
-            return repeat(of_round(purpose))
-        return (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
+            yield from repeat(of_round(purpose))
+        yield from (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
 
     job = Job(
         client_id,
@@ -248,7 +248,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
         kept=tuple(name for name in held if name not in pack.upload[client_id]),
         offset={} if site.steering is None else site.steering.offset(received, memory.remembered),
         depth=None if site.tiers is None else site.tiers.depths[client_id],
-        exits=stream(site.seed, "exits", pack.round, client_id),
+        exits=stream(site.seed, "exits", pack.round, client_id) if site.engine.has_exits else None,
         noise_of_step=None if private is None else private.step_noise(pack.round, client_id),
     )
     return _Work(job, received, memory)

@@ -385,7 +385,7 @@ def _type_problem(reply: Reply, *, needs_loss: bool) -> str | None:
         return f"the client claims {claim} examples, expected at least 1"
     if not needs_loss:
         return None
-    if not isinstance(metrics, Mapping):
+    if type(metrics) is not dict and not isinstance(metrics, Mapping):
         return f"the client's metrics are {safe_repr(metrics)}, expected numbers by name"
     loss = metrics.get("train_loss", math.nan)
     if not _fits_float32(loss):
@@ -395,6 +395,8 @@ def _type_problem(reply: Reply, *, needs_loss: bool) -> str | None:
 
 def whole_number(value: object) -> int | None:
     """`value` as an int if it is a whole number; None for anything else, including `True` and `False`."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not isinstance(value, Integral):
         return None
     return int(value)
