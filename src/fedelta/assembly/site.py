@@ -217,9 +217,7 @@ def dp_of(privacy: Privacy) -> DpSgd | None:
     return DpSgd(privacy.clipping_norm, privacy.clipping, privacy.mechanism)
 
 
-def num_lanes(
-    config: Config, backbone: Backbone, num_clients: int | None = None, places: int | None = None
-) -> int:
+def num_lanes(config: Config, backbone: Backbone, num_clients: int | None = None, places: int | None = None) -> int:
     """Number of lanes for the cohorts of the run.
 
     Args:

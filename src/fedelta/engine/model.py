@@ -120,7 +120,8 @@ class SharedModel:
             lanes: the lanes of the tuned modules.
             train: training examples; two are tried.
         """
-        if not (layers := bank.dense_layers):
+        layers = bank.dense_layers
+        if layers is None or not layers.changes:
             return
         exits, tried = range(1, len(self.blocks) + 1), set[str]()
 
