@@ -104,6 +104,10 @@ class LaneBank:
         if self._recent_row is not None and self._are_recent(params):
             for rows in self._rows:
                 rows[lane].copy_(self._recent_row)
+        elif unchanged := [name for name, change in self._changes.items() if change.is_of(params.get(name))]:
+            self._fill(lane, {name: tensor for name, tensor in params.items() if name not in unchanged})
+            loaded = [place for name, place in self._places.items() if name not in unchanged]
+            torch._foreach_copy_([self._anchors[lane, it] for it in loaded], [self._values[lane, it] for it in loaded])
         else:
             self._fill(lane, params)
             self._anchors[lane] = self._values[lane]
@@ -111,7 +115,7 @@ class LaneBank:
                 self._recent, self._recent_row = tuple(params.values()), self._rows[1][lane].clone()
         self._fill(lane, local)
         for name, change in self._changes.items():
-            change.clear(is_all=name not in local)
+            change.restart(None if name in local else params.get(name))
 
     def steer(self, lane: int, offset: Mapping[str, Tensor]) -> None:
         """Sets what is added to every gradient of `lane`, by name of a trained tensor; absent names get zero."""
@@ -200,7 +204,7 @@ class LaneBank:
             yield
         finally:
             for change in self._changes.values():
-                change.clear(is_all=False)
+                change.restart(None)
             self._values.copy_(values)
             self._anchors.copy_(anchors)
 

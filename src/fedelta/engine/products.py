@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +48,20 @@ class Change:
         self._left_RO = weight.new_empty(self._most_rows, num_outputs)
         self._right_RI = weight.new_empty(self._most_rows, num_inputs)
         self._num_rows = 0
+        self._anchor: Callable[[], Tensor | None] = lambda: None
+        self._version = 0
         self.is_all = False
 
-    def clear(self, *, is_all: bool) -> None:
-        """Forgets the change, because the weight has been set."""
-        self._num_rows, self.is_all = 0, is_all
+    def restart(self, anchor: Tensor | None) -> None:
+        """Forgets the change, because the weight was set to `anchor`; None: it may have any value."""
+        self._num_rows, self.is_all = 0, anchor is not None
+        if anchor is not None:
+            # A weak reference, because the anchor may keep a whole download in memory.
+            self._anchor, self._version = ref(anchor), anchor._version
+
+    def is_of(self, anchor: Tensor | None) -> bool:
+        """Whether the weight itself still has the values of `anchor`."""
+        return self.is_all and anchor is not None and self._anchor() is anchor and self._version == anchor._version
 
     def add(self, left_NO: Tensor, right_NI: Tensor, alpha: float) -> bool:
         """Adds `alpha` times a product; returns False, and does nothing, if it has too many rows."""
