@@ -42,14 +42,14 @@ def keep_freed_memory() -> None:
     """Has memory that is freed stay with this process, for what it allocates next; only glibc can be told so.
 
     A training step allocates what the one before has freed. To get these pages from the system again took up to 6% of
-    the time of a ViT's steps.
+    the time of a ViT's steps. Blocks of more than 32 MiB, which would leave large holes, still go back to the system.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no glibc
         return
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_M_MMAP_THRESHOLD, 2**30)
+    mallopt(_M_MMAP_THRESHOLD, 2**25)
 
 
 def _in_affinity() -> int:

@@ -18,8 +18,8 @@ from fedelta.engine.proof import Outputs, first_same
 from fedelta.engine.readout import HalfMasked, Readout, find_readouts
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
+from fedelta.models.frozen import FrozenLinears, gains
 from fedelta.models.hub import Backbone
-from fedelta.models.products import FrozenProducts, gains
 from fedelta.params import ParamSpec
 from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import Lanes
@@ -62,7 +62,7 @@ class SharedModel:
         self.notes: list[str] = []
         self._cache_bytes = cache_bytes
         self._readout: Readout | None = None
-        self._has_products = gains(backbone.module)
+        self._has_frozen = gains(backbone.module)
         self._prefix = None
         if cache_bytes:
             sample = train.inputs.fetch(torch.arange(min(2, len(train))))
@@ -183,7 +183,7 @@ class SharedModel:
     def _reading(self) -> Iterator[None]:
         """A context in which the model computes only what its outputs depend on, with the fastest products."""
         with (
-            FrozenProducts() if self._has_products else nullcontext(),
+            FrozenLinears() if self._has_frozen else nullcontext(),
             nullcontext() if self._readout is None else self._readout.active(),
         ):
             yield

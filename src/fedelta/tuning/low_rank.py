@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from fedelta.models.products import linear
+from fedelta.models.frozen import linear
 
 
 def low_rank_linear(

@@ -29,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
-class FrozenProducts(TorchFunctionMode):
+class FrozenLinears(TorchFunctionMode):
     """A context in which frozen linear layers compute with `linear`, in whatever model; all others are left alone."""
 
     # Any: PyTorch hands over each of its functions with whatever it was called with.
@@ -45,7 +45,7 @@ class FrozenProducts(TorchFunctionMode):
 
 
 def gains(module: nn.Module) -> bool:
-    """Whether `module` has a frozen linear layer on a CPU that `FrozenProducts` could compute faster."""
+    """Whether `module` has a frozen linear layer on a CPU that `FrozenLinears` could compute faster."""
     # With 4,096 rows it would be worth it.
     layers = (layer for layer in module.modules() if isinstance(layer, nn.Linear))
     tensors = (tensor for layer in layers for tensor in layer.parameters(recurse=False))

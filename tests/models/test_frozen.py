@@ -1,4 +1,4 @@
-"""Frozen products: the values and gradients of PyTorch's own linear layers, by oneDNN where they are large."""
+"""Frozen linear layers: the values and gradients of PyTorch's own linear layers, by oneDNN where they are large."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedelta.models import products
-from fedelta.models.products import FrozenProducts, gains
+from fedelta.models import frozen
+from fedelta.models.frozen import FrozenLinears, gains
 from fedelta.seeds import stream
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the weights that oneDNN multiplies with; products are large from 1,000 multiplications on."""
-    monkeypatch.setattr(products, "_LARGE", 1000)
+    monkeypatch.setattr(frozen, "_LARGE", 1000)
     shapes: list[tuple[int, ...]] = []
     operation = torch.ops.mkldnn._linear_pointwise
 
@@ -30,10 +30,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def random(*shape: int, part: int = 0) -> Tensor:
-    return torch.randn(shape, generator=stream(0, "products", part))
+    return torch.randn(shape, generator=stream(0, "frozen", part))
 
 
-needs_onednn = pytest.mark.skipif(not products._has_onednn(), reason="PyTorch without oneDNN, or another processor")
+needs_onednn = pytest.mark.skipif(not frozen._has_onednn(), reason="PyTorch without oneDNN, or another processor")
 
 LAYERS: dict[str, Callable[[], tuple[Tensor, Tensor | None]]] = {
     "with a bias": lambda: (random(24, 16), random(24)),
@@ -48,7 +48,7 @@ LAYERS: dict[str, Callable[[], tuple[Tensor, Tensor | None]]] = {
 def test_values_and_gradients_are_those_of_pytorch(layer: str, shape: tuple[int, ...], calls: list[tuple[int, ...]]):
     weight, bias = LAYERS[layer]()
     results = []
-    for context in (FrozenProducts, lambda: torch.autograd.profiler.record_function("plain")):
+    for context in (FrozenLinears, lambda: torch.autograd.profiler.record_function("plain")):
         x = random(*shape, part=1).requires_grad_()
         with context():
             y = functional.linear(x, weight, bias)
@@ -64,7 +64,7 @@ def test_values_and_gradients_are_those_of_pytorch(layer: str, shape: tuple[int,
 def test_the_first_tokens_of_samples_need_not_lie_together(calls: list[tuple[int, ...]]):
     layer = nn.Linear(16, 24).requires_grad_(False)
     first = random(60, 5, 16)[:, :1]
-    with FrozenProducts():
+    with FrozenLinears():
         y = layer(first)
     torch.testing.assert_close(y, layer(first.contiguous()), rtol=1e-6, atol=1e-6)
     assert calls == [(24, 16)]
@@ -76,7 +76,7 @@ def test_a_layer_that_is_tuned_is_left_alone(tuned: str, calls: list[tuple[int, 
     layer, x = nn.Linear(16, 24), random(40, 16)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name == tuned)
-    with FrozenProducts():
+    with FrozenLinears():
         layer(x).sum().backward()
     # The gradient of a bias is the number of rows, that of a weight the sum of the rows.
     expected = torch.full((24,), 40.0) if tuned == "bias" else x.sum(0).expand(24, 16)
@@ -86,7 +86,7 @@ def test_a_layer_that_is_tuned_is_left_alone(tuned: str, calls: list[tuple[int, 
 
 def test_small_products_other_types_and_autocast_are_left_alone(calls: list[tuple[int, ...]]):
     layer = nn.Linear(16, 24).requires_grad_(False)
-    with FrozenProducts():
+    with FrozenLinears():
         layer(random(2, 16))  # 2 * 16 * 24 = 768 multiplications
         layer.double()(random(40, 16).double())
         layer.bfloat16()(random(40, 16).bfloat16())
@@ -100,7 +100,7 @@ def test_small_products_other_types_and_autocast_are_left_alone(calls: list[tupl
 @needs_onednn
 def test_without_a_gradient_there_is_nothing_to_keep(calls: list[tuple[int, ...]]):
     layer = nn.Linear(16, 24).requires_grad_(False)
-    with FrozenProducts(), torch.no_grad():
+    with FrozenLinears(), torch.no_grad():
         assert layer(random(40, 16).requires_grad_()).grad_fn is None
     assert len(calls) == 1
 
