@@ -225,10 +225,6 @@ def test_a_missing_section_is_compared_with_its_defaults():
     assert result == ("`strategy.clients_per_round` is 8, more than `partition.num_clients` = 4",)
 
 
-def test_one_lane_is_accepted_for_a_method_in_place():
-    assert parse_config(table(runtime={"lanes": 1}, tuning={"name": "full"})).runtime.lanes == 1
-
-
 def test_overrides_reach_top_sections_and_nested_tables():
     config = parse_config(
         table(),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
+import resource
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedelta import machine
 from fedelta.comparison import pool
@@ -70,3 +73,20 @@ def test_unknown_memory_sets_no_limit(monkeypatch):
     monkeypatch.setattr(machine, "_CGROUP", Path("/absent"))
     monkeypatch.setattr(machine, "_MEMINFO", Path("/absent"))
     assert machine.available_bytes() is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
+def test_memory_that_was_freed_is_allocated_again_without_new_pages():
+    machine.keep_freed_memory()
+    # 64 MiB are more than glibc ever keeps by itself: 16,384 pages of 4 KiB, or fewer large ones.
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert min(faults[1:]) < 10
+
+
+def test_without_glibc_nothing_happens(monkeypatch):
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _name: object())
+    machine.keep_freed_memory()

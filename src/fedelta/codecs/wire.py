@@ -134,7 +134,7 @@ class Decoder:
         body, spec, codec = message[len(layout.header) :], self._spec, self._codec
         if isinstance(codec, Cast) and layout.sizes is not None:
             flat = codec.unpack("the tensors", body, (sum(layout.sizes),))
-            parts = zip(layout.names, flat.split(layout.sizes), strict=True)
+            parts = zip(layout.names, torch.split_with_sizes(flat, layout.sizes), strict=True)
             params = {name: part.view(spec.tensors[name].shape) for name, part in parts}
             return Decoded(params, layout.groups, flat)
         reader = _Reader(body, 0)
@@ -184,8 +184,8 @@ def _layout(message: memoryview, spec: ParamSpec, codec: Codec) -> _Layout:
     if sum(lengths) != reader.num_left:
         raise PayloadError(f"the payload holds {reader.num_left} bytes of tensors, expected {sum(lengths)}.")
     header = bytes(message[: len(message) - reader.num_left])
-    sizes = [spec.tensors[name].numel for name in present]
-    if not isinstance(codec, Cast) or lengths != [size * codec.dtype.itemsize for size in sizes]:
+    sizes: list[int] | None = [spec.tensors[name].numel for name in present]
+    if not isinstance(codec, Cast) or lengths != [size * codec.dtype.itemsize for size in sizes or ()]:
         sizes = None
     return _Layout(header, len(message), present, lengths, sizes, _by_group(spec, present, lengths))
 

@@ -231,12 +231,12 @@ class LaneBank:
             return [self.delta(lanes[0])]
         changes = (self._values[lanes] - self._anchors[lanes]).cpu()
         without_gaps = torch.cat([changes[:, place] for place in self._places.values()], dim=1)
-        shapes = [(name, self.spec.tensors[name].shape) for name in self._places]
-        sizes = [place.stop - place.start for place in self._places.values()]
-        return [
-            {name: part.view(shape) for (name, shape), part in zip(shapes, row.split(sizes), strict=True)}
-            for row in without_gaps.unbind()
+        parts = without_gaps.split([self.spec.tensors[name].numel for name in self._places], dim=1)
+        by_tensor = [
+            part.view(len(lanes), *self.spec.tensors[name].shape).unbind()
+            for name, part in zip(self._places, parts, strict=True)
         ]
+        return [dict(zip(self._places, of_lane, strict=True)) for of_lane in zip(*by_tensor, strict=True)]
 
     def move(self, source: int, target: int) -> None:
         """Copies the values, anchors, offset and pinned scalars of lane `source` to lane `target`."""

@@ -35,6 +35,7 @@ from fedelta.engine.prefix import CachedInputs
 from fedelta.engine.products import Gradient, dense
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, lane_means
+from fedelta.machine import keep_freed_memory
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
@@ -98,6 +99,8 @@ class LaneEngine:
         self.takes_samples = dp is not None and dp.of_examples
         self._rule = rule
         self._device = backbone.module.get_parameter(spec.names[0]).device
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self.bank = self._bank(backbone.module)
         self.client = client
         self.exits = exits

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from fedelta.engine.readout import HalfMasked, Readout, find_readouts
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
+from fedelta.models.products import FrozenProducts, gains
 from fedelta.params import ParamSpec
 from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import Lanes
@@ -61,6 +62,7 @@ class SharedModel:
         self.notes: list[str] = []
         self._cache_bytes = cache_bytes
         self._readout: Readout | None = None
+        self._has_products = gains(backbone.module)
         self._prefix = None
         if cache_bytes:
             sample = train.inputs.fetch(torch.arange(min(2, len(train))))
@@ -177,9 +179,14 @@ class SharedModel:
         with nullcontext() if readout is None else readout.active():
             return self.outputs(inputs, rows, ())
 
-    def _reading(self) -> AbstractContextManager[None]:
-        """A context in which the model computes only what its outputs depend on."""
-        return nullcontext() if self._readout is None else self._readout.active()
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A context in which the model computes only what its outputs depend on, with the fastest products."""
+        with (
+            FrozenProducts() if self._has_products else nullcontext(),
+            nullcontext() if self._readout is None else self._readout.active(),
+        ):
+            yield
 
     def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}

@@ -92,7 +92,7 @@ def _form_of(layer: nn.Module) -> Callable[[LaneLayer, Tensor], Tensor] | None:
         return _transposed_linear if is_transposed(layer) else _linear
     if is_plain(layer, nn.Conv2d):
         return _convolution if layer.padding_mode == "zeros" else None
-    if is_plain(layer, nn.LayerNorm):
+    if isinstance(layer, nn.LayerNorm) and is_plain(layer, nn.LayerNorm):
         return _layer_norm if len(layer.normalized_shape) == 1 else None
     return None
 
@@ -109,27 +109,28 @@ def _transposed_linear(layer: LaneLayer, x: Tensor) -> Tensor:
 
 def _convolution(layer: LaneLayer, x: Tensor) -> Tensor:
     """[N, I, H, W] to [N, O, H, W]."""
-    lanes, base = layer.lanes, layer.base
+    lanes = layer.lanes
     weight, active = lanes.used(layer.weight), lanes.active
     bias = None if layer.bias is None else lanes.used(layer.bias)
 
     def convolved(part: Tensor, kernels: Tensor, shift: Tensor | None, groups: int) -> Tensor:
-        return functional.conv2d(part, kernels, shift, base.stride, base.padding, base.dilation, groups)
+        y: Tensor = functional.conv2d(part, kernels, shift, layer.stride, layer.padding, layer.dilation, groups)
+        return y
 
     if active == 1 or not lanes.are_even:
         shifts = [None] * active if bias is None else bias.unbind()
         parts = zip(lanes.split(x), weight, shifts, strict=True)
-        return joined([convolved(part, kernels, shift, base.groups) for part, kernels, shift in parts])
+        return joined([convolved(part, kernels, shift, layer.groups) for part, kernels, shift in parts])
     lanes.entries(x)  # an error where lanes cannot share it
     # The channels of all lanes side by side: one call with a group of channels for each lane.
     x_BGHW = x.unflatten(0, (active, -1)).transpose(0, 1).flatten(1, 2)
     shift = None if bias is None else bias.flatten()
-    y_BGHW = convolved(x_BGHW, weight.flatten(0, 1), shift, active * base.groups)
-    return y_BGHW.unflatten(1, (active, -1)).transpose(0, 1).flatten(0, 1)
+    y_BAOHW: Tensor = convolved(x_BGHW, weight.flatten(0, 1), shift, active * layer.groups).unflatten(1, (active, -1))
+    return y_BAOHW.transpose(0, 1).flatten(0, 1)
 
 
 def _layer_norm(layer: LaneLayer, x: Tensor) -> Tensor:
     """[N, ..., I] to the same shape."""
-    normed = functional.layer_norm(x, layer.base.normalized_shape, eps=layer.base.eps)
+    normed = functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
     bias = torch.zeros_like(layer.weight) if layer.bias is None else layer.bias
     return scaled(layer.lanes, normed, layer.weight, bias, axis=-1)
