@@ -161,10 +161,10 @@ class LaneBank:
             uses[name].outputs if name in uses else parameter
             for name, parameter in zip(self._trained, self._parameters, strict=True)
         ]
+        # PyTorch takes a mixture, which its types do not know.
+        of_sources = torch.autograd.grad(loss, sources, allow_unused=True)  # type: ignore[arg-type]
         grads: list[Gradient] = []
-        for name, parameter, grad in zip(
-            self._trained, self._parameters, torch.autograd.grad(loss, sources, allow_unused=True), strict=True
-        ):
+        for name, parameter, grad in zip(self._trained, self._parameters, of_sources, strict=True):
             if name in uses:
                 grads.append(uses[name].product(grad, self._changes[name]))
                 continue

@@ -256,7 +256,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
 
 def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) -> Answer:
     """The reply of a client, and the memory that it has if the reply is accepted."""
-    client_id, num_examples = trained.client_id, len(site.partition[trained.client_id])
+    client_id, num_examples = trained.client_id, work.job.rows.shape[0]
     # The loss would tell about the data what no noise covers.
     metrics = {} if site.privacy is not None or trained.train_loss is None else {"train_loss": trained.train_loss}
     delta = _delta(site, pack, trained)

@@ -21,7 +21,7 @@ from fedelta.federation.packs import Answer, Pack
 from fedelta.params import Params
 from fedelta.runtimes.crossing import answers_of, batch_sums_of, error_of, pack_values
 from fedelta.runtimes.hearing import Hearing
-from fedelta.runtimes.parcels import Parcel, receive
+from fedelta.runtimes.parcels import Inbox, Parcel
 
 logger = logging.getLogger("fedelta")
 
@@ -76,6 +76,7 @@ class _Worker:
     number: int
     process: Process
     line: socket
+    inbox: Inbox
     asked: deque[_Order] = field(default_factory=deque)
 
     def fileno(self) -> int:
@@ -197,7 +198,7 @@ class Pool:
     def _answer(self, worker: _Worker, work: _Work) -> Iterator[_Done]:
         """The answer of a worker that has sent something; none if it has died."""
         try:
-            values, blobs = receive(worker.line)
+            values, blobs = worker.inbox.receive()
         except (EOFError, OSError):
             self._replace(worker, work)
             return
@@ -266,7 +267,7 @@ class Pool:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         inherited = [ours, *(worker.line for worker in self._workers)]
         with theirs:
-            return _Worker(number, self._start(number, theirs, inherited), ours)
+            return _Worker(number, self._start(number, theirs, inherited), ours, Inbox(ours))
 
     def close(self) -> None:
         """Ends all workers at once; they hold nothing that is needed."""

@@ -24,7 +24,7 @@ from fedelta.federation.memory_files import unpacked
 from fedelta.params import Params
 from fedelta.record.environment import peak_memory_bytes
 from fedelta.runtimes.crossing import Values, answer_values, error_values, packs_of, sums_values
-from fedelta.runtimes.parcels import Outbox, receive
+from fedelta.runtimes.parcels import Inbox, Outbox
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -51,10 +51,10 @@ def work(run: socket, site: Callable[[], Site], parent: int) -> None:
 def _serve(run: socket, make: Callable[[], Site]) -> None:
     heard: list[Values] = []
     _report_to(heard)
-    bench, outbox = _Bench(make), Outbox()
+    bench, inbox, outbox = _Bench(make), Inbox(run), Outbox()
     while True:
         try:
-            values, blobs = receive(run)
+            values, blobs = inbox.receive()
         except (EOFError, OSError):
             return
         if values["kind"] in ("downloads", "models"):
