@@ -93,5 +93,8 @@ def _may_be_large(weight: Tensor, num_rows: int) -> bool:
 
 @cache
 def _has_onednn() -> bool:
-    """Whether PyTorch was built with oneDNN for the processors on which this was measured."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
+    """Whether PyTorch has oneDNN and this operation, and the processor is of a kind on which this was measured."""
+    is_known = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
+    # It is not part of PyTorch's public interface, so a release may lack it.
+    has_operation = getattr(torch.ops.mkldnn, "_linear_pointwise", None) is not None
+    return is_known and torch.backends.mkldnn.is_available() and has_operation
