@@ -87,7 +87,10 @@ def fedelta_side(case: Case, places: int = 1, on: Callable[[Site], Runtime] = la
     runtime = RuntimeSettings(lanes=case.lanes)
     model = backbone(case)
     method = Lora(r=RANK, lora_alpha=LORA_ALPHA) if case.tuning == "lora" else TUNING_METHODS[case.tuning]()
-    num_lanes = runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size, places=places)
+    num_lanes = runtime.num_lanes(
+        clients_per_round=len(case.sizes), batch_size=case.batch_size, places=places,
+        model_scalars=model.num_parameters if case.tuning == "full" else None,
+    )  # fmt: skip
     lanes = Lanes(min(num_lanes, method.max_lanes or num_lanes))
     spec = method.apply(model, lanes, stream(SEED, "tuning"))
     client = ClientSettings(

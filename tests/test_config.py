@@ -152,10 +152,6 @@ def test_all_problems_are_in_one_message():
         ),
         ({"partition": {"name": "natural"}}, "`partition.name` is 'natural', which needs `data.client_column`"),
         (
-            {"runtime": {"lanes": 2}, "tuning": {"name": "full"}},
-            "`runtime.lanes` is 2, but tuning method 'full' can only have one lane",
-        ),
-        (
             {"strategy": {"clients_per_round": 17}},
             "`strategy.clients_per_round` is 17, more than `partition.num_clients` = 16",
         ),
@@ -227,10 +223,6 @@ def test_a_section_that_is_wrong_does_not_make_another_look_wrong():
 def test_a_missing_section_is_compared_with_its_defaults():
     result = problems_of(table(partition={"name": "iid", "num_clients": 4}))
     assert result == ("`strategy.clients_per_round` is 8, more than `partition.num_clients` = 4",)
-
-
-def test_one_lane_is_accepted_for_a_method_in_place():
-    assert parse_config(table(runtime={"lanes": 1}, tuning={"name": "full"})).runtime.lanes == 1
 
 
 def test_overrides_reach_top_sections_and_nested_tables():

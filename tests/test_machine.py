@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,31 @@ def test_unknown_memory_sets_no_limit(monkeypatch):
     monkeypatch.setattr(machine, "_CGROUP", Path("/absent"))
     monkeypatch.setattr(machine, "_MEMINFO", Path("/absent"))
     assert machine.available_bytes() is None
+
+
+_NEW_PAGES = """
+import resource, sys
+from fedelta.machine import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [bytearray(6 * 2**20) for _ in range(8)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+def test_memory_that_was_freed_is_allocated_again_without_new_pages():
+    # 48 MiB, or 12,288 pages of 4 KiB. In new processes, because what glibc keeps depends on what was freed before.
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", _NEW_PAGES, word], check=True, capture_output=True).stdout)
+        for word in ("give back", "keep")
+    )
+    assert kept < given_back / 10
+
+
+def test_without_glibc_nothing_happens(monkeypatch):
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _name: object())
+    machine.keep_freed_memory()

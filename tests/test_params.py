@@ -11,7 +11,7 @@ from tests.builders import assert_same_bits, spec_of, weighted_mean
 from torch import tensor
 
 from fedelta.errors import SpecError
-from fedelta.params import ParamSpec, TensorSpec, add, rough_norm, select
+from fedelta.params import ParamSpec, TensorSpec, WeightedSum, add, rough_norm, select, side_by_side
 
 SPEC = ParamSpec(
     {
@@ -67,6 +67,38 @@ def test_weighted_mean_of_float16_tensors_keeps_the_digits_of_float64():
     mean = weighted_mean([(1, {"w": tensor(2048.0)}), (1, {"w": tensor(2049.0)})])["w"]
     assert mean.dtype == torch.float64
     assert mean.item() == 2048.5
+
+
+def test_tensors_that_lie_side_by_side_are_one_without_a_copy():
+    numbers = torch.arange(6.0)
+    parts = [numbers[:2], numbers[2:6].view(2, 2)]
+    joined = side_by_side(parts)
+    assert joined is not None
+    assert joined.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert joined.data_ptr() == numbers.data_ptr()
+
+
+def test_other_tensors_are_not_taken_for_one():
+    numbers = torch.arange(6.0)
+    assert side_by_side([]) is None
+    assert side_by_side([numbers[:2], numbers[3:]]) is None  # a gap
+    assert side_by_side([numbers[3:], numbers[:3]]) is None  # the wrong way round
+    assert side_by_side([numbers.view(2, 3).t()]) is None  # columns first
+    assert side_by_side([numbers[:2], numbers[2:].double()]) is None
+    assert side_by_side([numbers[:4], numbers[4:].view(torch.int32)]) is None
+
+
+def test_a_sum_of_tensors_side_by_side_has_the_bits_of_one_by_one():
+    # The third client sends only a part, and the fourth one value that is somewhere else in memory.
+    rows = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    clients = [{"a": row[:2], "b": row[2:]} for row in rows]
+    del clients[2]["a"]
+    clients[3]["b"] = torch.ones(3)
+    together, apart = WeightedSum(), WeightedSum()
+    for weight, client in enumerate(clients, start=1):
+        together.add(weight, client)
+        apart.add(weight, {name: tensor.clone() for name, tensor in client.items()})
+    assert_same_bits(together.mean(), apart.mean())
 
 
 def test_add_moves_what_the_delta_holds_and_leaves_the_rest():

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from fedelta.assembly.lanes import num_lanes
 from fedelta.assembly.model import TunedModel, tuned_model
 from fedelta.assembly.origin import check_origin, evaluated
 from fedelta.assembly.settling import adopting, settled
-from fedelta.assembly.site import build_site, details, few_rows, num_lanes, read_data
+from fedelta.assembly.site import build_site, details, few_rows, read_data
 from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.batches import FederatedData
 from fedelta.errors import ModelError
@@ -64,7 +65,7 @@ def evaluate_adapter(
             hint="give data with the checkpoint's classes, or an adapter that was trained for those of the data.",
         )
     model = tuned_model(
-        loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start, sample=few_rows(data)
+        loaded, backbone, data.class_names, num_lanes=num_lanes(loaded, backbone), adapter=start, sample=few_rows(data)
     )
     site = build_site(loaded, model, data)
     if source_run is not None:

@@ -1,4 +1,4 @@
-"""Speeds up the import of large libraries."""
+"""Keeps Python's search for reference cycles away from where it costs much and finds nothing."""
 
 from __future__ import annotations
 
@@ -25,3 +25,20 @@ def collector_paused() -> Iterator[None]:
             gc.unfreeze()
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def collector_spared() -> Iterator[None]:
+    """Context manager in which the search passes over the objects that exist at its beginning, for a long loop.
+
+    A model and its libraries are a million objects; a search through them takes 0.13 s, as long as a thousand small
+    clients.
+    """
+    is_first = gc.get_freeze_count() == 0
+    if is_first:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if is_first:
+            gc.unfreeze()

@@ -187,10 +187,21 @@ class WeightedSum:
 
     def __init__(self) -> None:
         self._totals: Params = {}
+        self._flat: Tensor | None = None  # the totals of the first call, if its tensors lay side by side
+        self._names_of_flat: tuple[str, ...] = ()
         self.weights: dict[str, float] = {}
 
     def add(self, weight: float, tensors: Mapping[str, Tensor]) -> None:
         """Adds `weight` (> 0) times each of `tensors`; names may differ from call to call."""
+        names, flat = tuple(tensors), side_by_side(tensors.values())
+        if flat is not None and not self._totals:
+            self._start(tensors, flat)
+        if flat is not None and self._flat is not None and names == self._names_of_flat:
+            for total, part in zip(_blocks(self._flat), _blocks(flat), strict=True):
+                total.add_(part.double(), alpha=weight)
+            for name in names:
+                self.weights[name] += weight
+            return
         for name, tensor in tensors.items():
             if name not in self._totals:
                 # float64, because over 100 clients a float32 running sum can lose two decimal digits.
@@ -200,9 +211,31 @@ class WeightedSum:
                 total.add_(part.double(), alpha=weight)
             self.weights[name] += weight
 
+    def _start(self, tensors: Mapping[str, Tensor], flat: Tensor) -> None:
+        self._flat, self._names_of_flat = torch.zeros_like(flat, dtype=torch.float64), tuple(tensors)
+        totals = self._flat.split([tensor.numel() for tensor in tensors.values()])
+        for (name, tensor), total in zip(tensors.items(), totals, strict=True):
+            self._totals[name], self.weights[name] = total.view(tensor.shape), 0.0
+
     def mean(self) -> Params:
         """The sums divided by their weights, in the order in which names were first added; call it only once."""
         return {name: self._totals[name].div_(weight) for name, weight in self.weights.items()}
+
+
+def side_by_side(tensors: Collection[Tensor]) -> Tensor | None:
+    """All tensors as one [n], not copied, if they lie one after the other in one piece of memory; None otherwise."""
+    first = next(iter(tensors), None)
+    if first is None:
+        return None
+    start = place = first.data_ptr()
+    for tensor in tensors:
+        if tensor.data_ptr() != place or tensor.dtype != first.dtype or not tensor.is_contiguous():
+            return None
+        place += tensor.nbytes
+    memory = first.untyped_storage()  # the tensors of two pieces may also lie side by side
+    if place > memory.data_ptr() + memory.nbytes():
+        return None
+    return first.as_strided(((place - start) // first.element_size(),), (1,))
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedelta.assembly.lanes import model_scalars, with_tokens
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
 from fedelta.assembly.origin import check_origin, origin_of
 from fedelta.assembly.settling import settled
@@ -124,8 +125,12 @@ def _bench(config: Config, num_held_out: int, backbone: Backbone | None, data: F
     config = settled(config, data)
     client = config.personalization.training(config.client)
     num_lanes = config.runtime.num_lanes(
-        clients_per_round=num_held_out * len(config.personalization.lrs), batch_size=client.batch_size, places=1
+        clients_per_round=num_held_out * len(config.personalization.lrs),
+        batch_size=client.batch_size,
+        places=1,
+        model_scalars=model_scalars(config, backbone),
     )
+    num_lanes = with_tokens(config, backbone, num_lanes, batch_size=client.batch_size)
     model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes, sample=few_rows(data))
     tiers = tiers_of(config, model, data.clients)
     return _Bench(model, data, build_engine(config, model, data.train, client), tiers)

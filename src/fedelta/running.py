@@ -18,6 +18,7 @@ from fedelta.durable import write_atomic
 from fedelta.federation.base import Federation, Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
+from fedelta.imports import collector_spared
 from fedelta.inference.adapter import SavedAdapter, write_adapter
 from fedelta.inference.costs import costs_of
 from fedelta.modalities.settings import Preparation
@@ -169,7 +170,7 @@ def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound
         params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed, checkpoint.privacy
     )
     started = time.perf_counter()
-    with parts.at_work() as peaks:
+    with parts.at_work() as peaks, collector_spared():
         for outcome in federate(federation, standing):
             params = outcome.params
             ledger.append(outcome.transfers)

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from tests.builders import assert_same_bits, spec_of
 from xxhash import xxh3_64_intdigest
 
+from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
-from fedelta.codecs.wire import decode, encode
+from fedelta.codecs.quantize import Int8
+from fedelta.codecs.wire import Decoder, decode, encode
 from fedelta.errors import PayloadError
 from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.seeds import stream
@@ -82,6 +84,24 @@ def test_the_length_of_a_payload_by_hand(name: str, size: int):
     payload, groups = encode(draw(SPEC), SPEC, Cast(name=name))
     assert len(payload) == FIXED + header + (6 + 3 + 40) * size
     assert groups == {"a": 9 * size, "b": 40 * size}
+
+
+@pytest.mark.parametrize("codec", [Cast(), Cast(name="float16"), Int8()])
+def test_a_decoder_of_many_payloads_reads_each_as_if_it_were_the_only_one(codec: Codec):
+    spec = spec_of(a=(2, 3), b=(), c=(4,))
+    drawn = [
+        {tensor: torch.randn(spec.tensors[tensor].shape, generator=stream(number, tensor)) for tensor in names}
+        for number, names in enumerate(("abc", "abc", "ac", "b", "abc"))
+    ]
+    payloads = [encode(params, spec, codec)[0] for params in drawn]
+    decoder = Decoder(spec, codec)
+    for payload in payloads:
+        decoded, (params, groups) = decoder.decode(payload), decode(payload, spec, codec)
+        assert_same_bits(decoded.params, params)
+        assert decoded.groups == groups
+        assert (decoded.flat is None) == isinstance(codec, Int8)
+        with pytest.raises(PayloadError, match="its checksum is wrong"):
+            decoder.decode(payload[:-5] + bytes([payload[-5] ^ 1]) + payload[-4:])
 
 
 def test_an_empty_payload_is_a_header_alone():

@@ -7,6 +7,7 @@ from tests.builders import spec_of
 from torch import nn, tensor
 
 from fedelta.engine.bank import LaneBank
+from fedelta.params import side_by_side
 from fedelta.tuning.lanes import LaneLinear, Lanes
 
 SPEC = spec_of(weight=(1, 2), bias=(1,))
@@ -56,6 +57,34 @@ def test_a_tensor_that_is_not_loaded_keeps_its_value_and_is_its_own_anchor():
     bank.load(0, {"bias": tensor([0.0])})
     assert bank.read(0)["weight"].tolist() == [[2.0, 3.0]]
     assert bank.delta(0)["weight"].tolist() == [[0.0, 0.0]]
+
+
+def test_the_deltas_of_several_lanes_are_those_of_each_and_lie_side_by_side():
+    # lane 0 moves by 1, lane 1 by 2, and the second comes first
+    bank, _ = bank_and_layer()
+    for lane in (0, 1):
+        bank.load(lane, {})
+    bank.values_KP += tensor([[1.0], [2.0]])
+    second, first = bank.deltas([1, 0])
+    assert {name: value.tolist() for name, value in second.items()} == {"weight": [[2.0, 2.0]], "bias": [2.0]}
+    assert {name: value.tolist() for name, value in first.items()} == {"weight": [[1.0, 1.0]], "bias": [1.0]}
+    assert side_by_side(second.values()) is not None
+
+
+def test_a_lane_gets_what_it_is_loaded_with_whatever_another_had_before():
+    bank, _ = bank_and_layer()
+    params = {"weight": tensor([[5.0, 6.0]]), "bias": tensor([7.0])}
+    bank.load(0, params)
+    bank.values_KP[0] = 0
+    bank.load(1, params, {"bias": tensor([9.0])})  # the same tensors, but for a local value
+    assert bank.read(1)["weight"].tolist() == [[5.0, 6.0]]
+    assert bank.read(1)["bias"].tolist() == [9.0]
+    assert bank.delta(1)["bias"].tolist() == [2.0]
+    bank.load(0, {"weight": tensor([[1.0, 1.0]]), "bias": params["bias"]})
+    assert bank.read(0)["weight"].tolist() == [[1.0, 1.0]]
+    bank.load(0, {"weight": params["weight"]})  # only a part: the bias stays as it is
+    bank.load(1, params)
+    assert [bank.read(lane)["bias"].tolist() for lane in (0, 1)] == [[7.0], [7.0]]
 
 
 def test_moving_a_lane_takes_its_anchor_along():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedelta.engine.packs import num_packs, packs_of
+from fedelta.engine.packs import MOST_PER_LANE, num_packs, packs_of
 from fedelta.engine.threads import arithmetic_threads, computed_with
 
 
@@ -16,10 +16,11 @@ from fedelta.engine.threads import arithmetic_threads, computed_with
     st.integers(1, 8),
     st.integers(1, 5),
 )
-def test_every_client_is_in_one_pack_and_no_pack_has_more_clients_than_lanes(work, lanes, places):
+def test_every_client_is_in_one_pack_and_no_pack_has_more_clients_than_it_may(work, lanes, places):
     packs = packs_of(work, lanes=lanes, places=places)
     assert sorted(client_id for pack in packs for client_id in pack) == sorted(work)
-    assert all(len(pack) <= lanes and list(pack) == sorted(pack) for pack in packs)
+    assert all(len(pack) <= lanes * MOST_PER_LANE for pack in packs)
+    assert all(list(pack) == sorted(pack, key=lambda client: (-work[client], client)) for pack in packs)
     sums = [sum(work[client_id] for client_id in pack) for pack in packs]
     assert sums == sorted(sums, reverse=True)
     assert packs == packs_of(dict(reversed(work.items())), lanes=lanes, places=places)
@@ -47,6 +48,11 @@ def test_all_workers_have_the_same_number_of_packs_if_there_are_enough(num_clien
 def test_packs_are_even_in_their_work():
     # 9 + 1 and 5 + 5
     assert packs_of({0: 9, 1: 5, 2: 5, 3: 1}, lanes=2, places=2) == [(0, 3), (1, 2)]
+
+
+def test_a_pack_has_more_clients_than_lanes_where_another_has_a_long_one():
+    # 10 and 3 + 3 + 3; with no more than two clients in each: 10 + 3 and 3 + 3
+    assert packs_of({0: 3, 1: 3, 2: 10, 3: 3}, lanes=2, places=2) == [(2,), (0, 1, 3)]
 
 
 def test_what_happens_between_two_items_has_as_many_threads_as_before():

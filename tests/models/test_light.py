@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 import torch
+import transformers.models.vit
+from transformers.utils import import_utils
 
 from fedelta.models import light
 
@@ -33,7 +35,9 @@ def test_modules_are_as_before_when_the_light_import_fails(monkeypatch):
     monkeypatch.setenv(light.LIGHT_IMPORTS, "1")
     before, seen = dict(sys.modules), []
 
-    def fail(name: str) -> None:
+    def fail(name: str) -> ModuleType:
+        if name == import_utils.__name__:
+            return import_utils
         seen.append((name, type(sys.modules["torch._dynamo"])))
         raise ImportError(name)
 
@@ -41,6 +45,7 @@ def test_modules_are_as_before_when_the_light_import_fails(monkeypatch):
     light.import_lightly()
     assert seen == [("transformers.modeling_utils", light._Compiler)]
     assert dict(sys.modules) == before
+    assert not isinstance(import_utils.define_import_structure, light._Structures)
 
 
 def test_the_stand_in_for_the_compiler_leaves_functions_as_they_are():
@@ -100,3 +105,22 @@ def test_symbols_are_left_alone_in_other_processes(value, monkeypatch):
     leave_out(light._SHAPES, monkeypatch)
     with light.without_symbols():
         assert light._SHAPES not in sys.modules
+
+
+def test_what_models_export_is_known_without_reading_them_again():
+    path = transformers.models.__file__
+    by_backends = import_utils.define_import_structure(path)
+    expected: dict[str, set[str]] = {}
+    for exports in by_backends.values():
+        for name, values in exports.items():
+            expected.setdefault(name, set()).update(values)
+
+    def read(path: str, prefix: str | None) -> tuple[str, str | None]:
+        return path, prefix
+
+    structures = light._Structures(read)
+    [known] = structures(path).values()
+    assert {name: set(values) for name, values in known.items()} == expected
+    # Of anything else nothing is known.
+    assert structures(path, "models") == (path, "models")
+    assert structures(transformers.models.vit.__file__) == (transformers.models.vit.__file__, None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from fedelta.engine.filling import Chunk
 from fedelta.federation.packs import Pack
 from fedelta.runtimes import processes
 from fedelta.runtimes.processes import Processes, Workers
@@ -50,6 +51,23 @@ def alone(seconds_per_work: float | None, resident_bytes: int | None = None) -> 
 def test_workers_start_if_they_save_more_than_two_seconds(seconds_per_work, round, expected, monkeypatch):
     monkeypatch.setattr(processes, "available_bytes", lambda: None)
     assert alone(seconds_per_work)._worthwhile(packs(round)) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_row", "expected"),
+    [
+        (None, 0),  # nothing is known before the first chunk
+        (0.026, 2),  # two chunks of 30 rows: 1.56 s, of which two workers save half, less 0.5 s to start
+        (0.024, 0),  # 1.44 / 2 - 0.5 < 0.25
+    ],
+)
+def test_workers_fill_the_cache_if_they_save_a_quarter_of_a_second(seconds_per_row, expected, monkeypatch):
+    monkeypatch.setattr(processes, "available_bytes", lambda: None)
+    runtime = alone(None)
+    runtime._may_start = True
+    if seconds_per_row is not None:
+        runtime._filling_pace.note(seconds_per_row * 30, 30)
+    assert runtime._worth_filling(deque([Chunk(tuple(range(30)))] * 2)) == expected
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,13 @@ from tests.builders import assert_same_bits
 from tests.golden.configurations import _EXITS as EXITS
 from tests.plugins.conftest import own_registries
 from tests.small import CONVOLUTIONAL, SMALL, stop_after, write_small
+from torch import Tensor
 
 from fedelta.assembly import local
 from fedelta.assembly.run import Assembly, assemble
 from fedelta.config import load_config
-from fedelta.engine import evaluator
+from fedelta.engine import evaluator, prefix
+from fedelta.engine.prefix import CachedInputs
 from fedelta.errors import PluginError
 from fedelta.experiment import Experiment
 from fedelta.federation.base import Standing
@@ -27,6 +29,7 @@ from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.plugins import load_plugin
 from fedelta.runtimes import processes, settings
+from fedelta.runtimes.pool import Pool
 
 FULL = ("tuning.name=full", "tuning.r=")
 STEPS = ("client.local_epochs=", "client.local_steps=2")
@@ -180,6 +183,49 @@ def test_workers_share_the_evaluation_and_its_cached_features(tmp_path: Path, mo
     assert expected[0].evaluation is not None
     features = assembly.engine.evaluator.cached(assembly.data.test).inputs
     assert features._ready.all()
+
+
+HEAD = ("tuning.name=head", "tuning.r=", "strategy.clients_per_round=5")
+
+
+@pytest.mark.parametrize("name", ["processes", "auto"])
+def test_workers_fill_the_cache_before_the_first_pack(name: str, tmp_path: Path, monkeypatch, two_threads):
+    monkeypatch.setattr(prefix, "_CHUNK", {"cpu": 4})
+    monkeypatch.setattr(processes, "_WORTH_FILLING_SECONDS", -1e6)
+    expected = rounds(assembled(tmp_path, SMALL, "runtime.name=simulation", *HEAD))
+    assembly = assembled(tmp_path, SMALL, f"runtime.name={name}", *HEAD)
+    file, compute = tmp_path / "computed", CachedInputs._compute
+
+    def note(inputs: CachedInputs, rows: Tensor) -> dict[str, Tensor]:
+        with file.open("a") as text:
+            text.write(f"{os.getpid() == parent} {len(rows)}\n")
+        return compute(inputs, rows)
+
+    parent = os.getpid()
+    monkeypatch.setattr(CachedInputs, "_compute", note)
+    assert_same_rounds(rounds(assembly), expected)
+    here = [int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith("True")]
+    # One row tells how much memory the cache of the test data takes. Unasked, the first chunk tells what it costs.
+    assert sorted(here) == ([1] if name == "processes" else [1, 4])
+    assert workers_of(assembly) == []
+
+
+@pytest.mark.parametrize(("worth_seconds", "stay"), [(-1e6, True), (1e6, False)])
+def test_workers_that_filled_the_cache_stay_if_training_needs_them(
+    worth_seconds: float, stay: bool, tmp_path: Path, monkeypatch, two_threads
+):
+    monkeypatch.setattr(prefix, "_CHUNK", {"cpu": 4})
+    monkeypatch.setattr(processes, "_WORTH_FILLING_SECONDS", -1e6)
+    monkeypatch.setattr(processes, "_WORTH_SECONDS", worth_seconds)
+    hired: list[Pool] = []
+    monkeypatch.setattr(processes, "Pool", lambda *args: hired.append(Pool(*args)) or hired[-1])
+    assembly = assembled(tmp_path, SMALL, "runtime.name=auto", "runtime.lanes=2", "evaluate_every=2", *HEAD)
+    working: list[bool] = []
+    rounds(assembly, lambda _: working.append(bool(workers_of(assembly))))
+    assert working == [stay, stay]
+    # One that stays does all; otherwise one for each round's new clients, and one for the test data.
+    assert len(hired) == (1 if stay else 3)
+    assert not any(pool.process_ids for pool in hired)
 
 
 def test_a_run_says_how_many_workers_it_had_and_leaves_none(tmp_path: Path):

@@ -38,6 +38,8 @@ class Walking:
     moves: Moves
     client: ClientSettings
     spec: ParamSpec = SPEC
+    has_exits: bool = False
+    inputs: object = None
     round: int = 0
     jobs: list[tuple[int, Job]] = field(default_factory=list)
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fedelta.assembly.fitting import fit_lanes
+from fedelta.assembly.lanes import num_lanes
 from fedelta.assembly.model import TunedModel, tiers_at, tuned_model
-from fedelta.assembly.site import USUAL_RANGES, build_site, check_augmentation, few_rows, fitted, num_lanes
+from fedelta.assembly.site import USUAL_RANGES, build_site, check_augmentation, few_rows, fitted
 from fedelta.config import Config
 from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients, Name
@@ -163,7 +164,7 @@ def deploy(
     )
     check_augmentation(config, data)
     # The clients of a message train as one pack, in this process.
-    lanes = num_lanes(config, len(numbers), places=1)
+    lanes = num_lanes(config, backbone, len(numbers), places=1)
     model = tuned_model(config, backbone, data.class_names, num_lanes=lanes, sample=few_rows(data))
     fit_lanes(config, model, data)
     tiers = None

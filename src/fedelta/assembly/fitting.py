@@ -11,19 +11,17 @@ from fedelta.assembly.site import dp_of
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData
 from fedelta.engine.footprint import Footprint, footprint_of
+from fedelta.engine.packs import MOST_PER_LANE
 from fedelta.errors import ConfigError
 from fedelta.machine import available_bytes, resident_bytes
-from fedelta.models.hub import Backbone
 from fedelta.runtimes.processes import OWN_BYTES, Processes
 from fedelta.runtimes.starting import can_copy
 
 logger = logging.getLogger("fedelta")
 
 _SAMPLE_ROWS = 4  # texts are as long as the longest of these
-# Tokens of a step times features of a token. Measured for widths of 64 and 256, batches of 4 and rows of up to 128
-# tokens: the best were 8 and 2 lanes, and at a width of 256 8 lanes took 1.4 times as long as 2.
-_CACHED_FEATURES = 2**18
-_REPLY_COPIES = 2  # of the tuned tensors of each client of a pack: its delta, and that as a payload
+# Of the tuned tensors of each client of a pack: its delta, and that as a payload.
+_REPLY_COPIES = 2
 
 
 def fit_lanes(config: Config, model: TunedModel, data: FederatedData) -> None:
@@ -54,15 +52,6 @@ def fit_lanes(config: Config, model: TunedModel, data: FederatedData) -> None:
         num_lanes //= 2
     logger.warning("%d lanes instead of %d: %s.", num_lanes, model.lanes.num, step)
     model.lanes.limit(num_lanes, [model.backbone.module.get_parameter(name) for name in model.spec])
-
-
-def with_tokens(config: Config, backbone: Backbone, num_lanes: int) -> int:
-    """Returns fewer automatic lanes for a language model on a CPU whose tokens would not stay in a core's cache."""
-    runtime, longest = config.runtime, backbone.longest
-    if longest is None or backbone.vocabulary is None or runtime.lanes != "auto" or runtime.torch_device() != "cpu":
-        return num_lanes
-    width = backbone.module.get_submodule(backbone.vocabulary.path).get_parameter("weight").shape[1]
-    return max(1, min(num_lanes, _CACHED_FEATURES // (config.client.batch_size * longest * width)))
 
 
 def fit_workers(config: Config, model: TunedModel, data: FederatedData, processes: Processes) -> Processes:
@@ -101,7 +90,7 @@ def _parts(config: Config, model: TunedModel, data: FederatedData) -> dict[str, 
     parts = {
         # A copy of this process shares model and data with it.
         "for itself": OWN_BYTES if can_copy(device) else max(OWN_BYTES, resident_bytes() or 0),
-        "for replies": lanes * _REPLY_COPIES * 4 * model.spec.num_parameters,
+        "for replies": lanes * MOST_PER_LANE * _REPLY_COPIES * 4 * model.spec.num_parameters,
     }
     if device != "cpu":  # a step takes memory of the worker's GPU
         return parts

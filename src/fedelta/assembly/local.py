@@ -55,7 +55,8 @@ def processes_of(config: Config, site: Site, build: Build | None) -> Processes |
     if problem is not None or runtime.name == "simulation" or (most < 2 and not asked_for):
         return None
     start = copies if is_copied or build is None else partial(new_processes, build)
-    return Processes(site, Workers(most, start, _COPY_SECONDS if is_copied else _NEW_SECONDS, asked_for=asked_for))
+    seconds = _COPY_SECONDS if is_copied else _NEW_SECONDS
+    return Processes(site, Workers(most, start, seconds, asked_for=asked_for, share_cache=is_copied))
 
 
 def _packs_of_cohort(config: Config, site: Site, places: int) -> int:

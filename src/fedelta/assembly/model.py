@@ -30,6 +30,7 @@ from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import Combined
 from fedelta.tuning.contract import applied
 from fedelta.tuning.exits import exit_blocks, owned_at
+from fedelta.tuning.full import Full
 from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
@@ -99,16 +100,43 @@ def tuned_model(
         check_classes(start, class_names)
         start = in_order(placed(start, backbone), class_names, backbone)
         tuning = start.tuning if adapter is not None else adopted_tuning(config, start, backbone)
-    lanes = Lanes(min(num_lanes, tuning.max_lanes or num_lanes))
+    lanes = Lanes(_most_lanes(config, tuning, num_lanes))
     sample = _random(backbone) if sample is None else sample
     if config.task.has_classes and sample is not None:
         _check_width(backbone, sample, len(class_names))
-    spec = apply_tuning(config, tuning, backbone, lanes, sample)
+    spec, lanes = _applied_in_lanes(config, tuning, backbone, lanes, sample)
     params = _start(backbone, spec) | ({} if start is None else _on_cpu(start.params))
     identity_now = identity(backbone, spec.names, config.model if backbone.modality is not None else None)
     if start is not None and (changed_parts := unlike(start.identity, identity_now)):
         logger.warning("the adapter was made for another base model: its %s differ.", ", ".join(changed_parts))
     return TunedModel(backbone, tuning, spec, lanes, params, total_parameters, identity_now)
+
+
+def _most_lanes(config: Config, tuning: TuningMethod, num_lanes: int) -> int:
+    """As many of `num_lanes` as the method may have."""
+    if isinstance(tuning, Full) and not isinstance(config.tuning, Full):
+        return 1  # the number was made for a method whose lanes share the model
+    return min(num_lanes, tuning.max_lanes or num_lanes)
+
+
+def _applied_in_lanes(
+    config: Config, tuning: TuningMethod, backbone: Backbone, lanes: Lanes, sample: Mapping[str, Tensor] | None
+) -> tuple[ParamSpec, Lanes]:
+    """The specification of the tuned tensors, and the lanes: one if the model cannot give all its layers lanes."""
+    asked, name = lanes.num, type(backbone.module).__name__
+    reason = "a layer of it has tensors of a kind that cannot have lanes"
+    try:
+        spec = apply_tuning(config, tuning, backbone, lanes, sample)
+    except ModelError as error:
+        if asked == 1 or not isinstance(tuning, Full):
+            raise
+        # Its code uses the tensors of a layer without calling the layer.
+        tuning.merge(backbone)
+        lanes, reason = Lanes(1), error.message
+        spec = apply_tuning(config, tuning, backbone, lanes, sample)
+    if lanes.num < asked and config.runtime.lanes != "auto":
+        logger.warning("one lane instead of %d: %s; %s", asked, name, reason)
+    return spec, lanes
 
 
 def _refuse_lazy(backbone: Backbone) -> None:

@@ -11,7 +11,8 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from fedelta.assembly.fitting import fit_lanes, fit_workers, with_tokens
+from fedelta.assembly.fitting import fit_lanes, fit_workers
+from fedelta.assembly.lanes import num_lanes
 from fedelta.assembly.local import processes_of, shared_out
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
@@ -19,7 +20,7 @@ from fedelta.assembly.parts import Peaks
 from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, check_cohort, protecting, strategy_of
 from fedelta.assembly.settling import adopting, settled
-from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
+from fedelta.assembly.site import build_site, details, evaluate, few_rows, read_data
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, parse_config
 from fedelta.data.batches import FederatedData
@@ -217,7 +218,7 @@ def assemble(
 
 def _model(config: Config, backbone: Backbone, data: FederatedData, lanes: int | None) -> TunedModel:
     """The model with the lanes of the run whose worker this is, or with as many as memory holds."""
-    num = with_tokens(config, backbone, num_lanes(config)) if lanes is None else lanes
+    num = num_lanes(config, backbone) if lanes is None else lanes
     model = tuned_model(config, backbone, data.class_names, num_lanes=num, sample=few_rows(data))
     if lanes is None:
         fit_lanes(config, model, data)

@@ -218,28 +218,6 @@ def dp_of(privacy: Privacy) -> DpSgd | None:
     return DpSgd(privacy.clipping_norm, privacy.clipping, privacy.mechanism)
 
 
-def num_lanes(config: Config, num_clients: int | None = None, places: int | None = None) -> int:
-    """Number of lanes for the cohorts of the run.
-
-    Args:
-        config: of the run.
-        num_clients: clients that may be in a cohort, if they are not all; a site has only some.
-        places: how many packs are trained side by side; None: as many as this machine can.
-    """
-    dp, batch_size, clients_per_round = (
-        dp_of(config.privacy),
-        config.client.batch_size,
-        config.strategy.clients_per_round,
-    )
-    if dp is not None and dp.of_examples:
-        return config.runtime.num_lanes_of_examples(batch_size)
-    return config.runtime.num_lanes(
-        clients_per_round=clients_per_round if num_clients is None else min(clients_per_round, num_clients),
-        batch_size=batch_size,
-        places=config.runtime.places if places is None else places,
-    )
-
-
 def evaluate(site: Site, params: Params, processes: Processes | None = None) -> Evaluation:
     """Returns the measures of `params` on the site's test data.
 

@@ -13,14 +13,19 @@ allocated, and nothing in it is executed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
 from fedelta.codecs.base import Codec, Packed
+from fedelta.codecs.cast import Cast
 from fedelta.errors import PayloadError, PluginError
-from fedelta.params import Params, ParamSpec
+from fedelta.params import Params, ParamSpec, side_by_side
 from fedelta.plugins import called
 
 _MAGIC = b"FDLT"
@@ -40,24 +45,40 @@ def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple
         PayloadError: a value is out of the codec's range; the message names the tensor.
     """
     present = [name for name in spec if name in params]
-    bodies = [_packed(codec, name, params[name]) for name in present]
-    lengths = [len(body) for body in bodies]
-    bits = sum(1 << index for index, name in enumerate(spec) if name in params)
-    codec_name = codec.name.encode("ascii")
-    header = b"".join(
-        [
-            _MAGIC,
-            bytes([_VERSION]),
-            spec.fingerprint,
-            bytes([len(codec_name)]),
-            codec_name,
-            bits.to_bytes(_presence_bytes(spec), "little"),
-            *map(_leb128, lengths),
-        ]
-    )
+    bodies, lengths = _bodies(params, present, codec)
+    header = _header(spec.names, spec.fingerprint, codec.name, tuple(present), tuple(lengths))
     # Without an intermediate copy: a payload may be as large as the model.
     payload = b"".join([header, *bodies, _checksum([header, *bodies])])
     return payload, _by_group(spec, present, lengths)
+
+
+def _bodies(params: Mapping[str, Tensor], names: list[str], codec: Codec) -> tuple[list[Packed], list[int]]:
+    """The bytes of these tensors, in one piece or in several, and the bytes of each tensor."""
+    if isinstance(codec, Cast) and (flat := side_by_side([params[name] for name in names])) is not None:
+        # All numbers in one call. Where one is out of range, the calls below name its tensor.
+        with suppress(PayloadError):
+            return [codec.pack("", flat)], [params[name].numel() * codec.dtype.itemsize for name in names]
+    bodies = [_packed(codec, name, params[name]) for name in names]
+    return bodies, list(map(len, bodies))
+
+
+@lru_cache(maxsize=16)  # the payloads of a round have few different headers
+def _header(
+    names: tuple[str, ...], fingerprint: bytes, codec_name: str, present: tuple[str, ...], lengths: tuple[int, ...]
+) -> bytes:
+    bits = sum(1 << names.index(name) for name in present)
+    codec_bytes = codec_name.encode("ascii")
+    return b"".join(
+        [
+            _MAGIC,
+            bytes([_VERSION]),
+            fingerprint,
+            bytes([len(codec_bytes)]),
+            codec_bytes,
+            bits.to_bytes(_presence_bytes(len(names)), "little"),
+            *map(_leb128, lengths),
+        ]
+    )
 
 
 def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[str, int]]:
@@ -66,11 +87,86 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     Raises:
         PayloadError: the payload is truncated, damaged, or made for another specification or by another codec.
     """
-    # Memory views, which do not copy the payload.
-    message, checksum = memoryview(payload)[:-_CHECKSUM_BYTES], payload[-_CHECKSUM_BYTES:]
-    _check_start(payload)
-    if _checksum([message]) != checksum:
-        raise PayloadError(f"a payload of {len(payload)} bytes is truncated or damaged: its checksum is wrong.")
+    decoded = Decoder(spec, codec).decode(payload)
+    return decoded.params, dict(decoded.groups)
+
+
+class Decoded(NamedTuple):
+    """What is in a payload.
+
+    Args:
+        params: its tensors, float32, in the order of the specification.
+        groups: their bytes by group.
+        flat: the tensors one after the other, of which `params` are views; None if the codec gave them one by one.
+    """
+
+    params: Params
+    groups: Mapping[str, int]
+    flat: Tensor | None
+
+
+class Decoder:
+    """Decodes the payloads of a round: a header that is that of the payload before is not read again.
+
+    Args:
+        spec: gives the order of the tensors.
+        codec: reads each tensor.
+    """
+
+    def __init__(self, spec: ParamSpec, codec: Codec) -> None:
+        self._spec, self._codec = spec, codec
+        self._layout: _Layout | None = None
+
+    def decode(self, payload: bytes) -> Decoded:
+        """The content of `payload`.
+
+        Raises:
+            PayloadError: the payload is truncated, damaged, or made for another specification or by another codec.
+        """
+        # Memory views, which do not copy the payload.
+        message, checksum = memoryview(payload)[:-_CHECKSUM_BYTES], payload[-_CHECKSUM_BYTES:]
+        _check_start(payload)
+        if _checksum([message]) != checksum:
+            raise PayloadError(f"a payload of {len(payload)} bytes is truncated or damaged: its checksum is wrong.")
+        layout = self._layout
+        if layout is None or len(message) != layout.num_bytes or not payload.startswith(layout.header):
+            layout = self._layout = _layout(message, self._spec, self._codec)
+        body, spec, codec = message[len(layout.header) :], self._spec, self._codec
+        if isinstance(codec, Cast) and layout.sizes is not None:
+            flat = codec.unpack("the tensors", body, (sum(layout.sizes),))
+            parts = zip(layout.names, torch.split_with_sizes(flat, layout.sizes), strict=True)
+            params = {name: part.view(spec.tensors[name].shape) for name, part in parts}
+            return Decoded(params, layout.groups, flat)
+        reader = _Reader(body, 0)
+        params = {
+            name: _unpacked(codec, name, reader.take(length), spec.tensors[name].shape)
+            for name, length in zip(layout.names, layout.lengths, strict=True)
+        }
+        return Decoded(params, layout.groups, None)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the header of a message says.
+
+    Args:
+        header: its bytes.
+        num_bytes: of the message, without the checksum.
+        names: of the tensors.
+        lengths: their bytes.
+        sizes: their numbers of elements, if every number is written alike, so that they can be read in one call.
+        groups: bytes by group.
+    """
+
+    header: bytes
+    num_bytes: int
+    names: list[str]
+    lengths: list[int]
+    sizes: list[int] | None
+    groups: dict[str, int]
+
+
+def _layout(message: memoryview, spec: ParamSpec, codec: Codec) -> _Layout:
     reader = _Reader(message, len(_MAGIC) + 1)
     if (fingerprint := reader.take(8)) != spec.fingerprint:
         raise PayloadError(
@@ -80,18 +176,18 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     codec_name = str(reader.take(reader.take(1)[0]), "ascii", "replace")
     if codec_name != codec.name:
         raise PayloadError(f"the payload was written with codec {codec_name!r}, expected {codec.name!r}.")
-    bits = int.from_bytes(reader.take(_presence_bytes(spec)), "little")
+    bits = int.from_bytes(reader.take(_presence_bytes(len(spec))), "little")
     if bits >> len(spec):
         raise PayloadError(f"the payload marks more tensors as present than the {len(spec)} of the specification.")
     present = [name for index, name in enumerate(spec) if bits >> index & 1]
     lengths = [reader.leb128() for _ in present]
     if sum(lengths) != reader.num_left:
         raise PayloadError(f"the payload holds {reader.num_left} bytes of tensors, expected {sum(lengths)}.")
-    params = {
-        name: _unpacked(codec, name, reader.take(length), spec.tensors[name].shape)
-        for name, length in zip(present, lengths, strict=True)
-    }
-    return params, _by_group(spec, present, lengths)
+    header = bytes(message[: len(message) - reader.num_left])
+    sizes: list[int] | None = [spec.tensors[name].numel for name in present]
+    if not isinstance(codec, Cast) or lengths != [size * codec.dtype.itemsize for size in sizes or ()]:
+        sizes = None
+    return _Layout(header, len(message), present, lengths, sizes, _by_group(spec, present, lengths))
 
 
 def _check_start(payload: bytes) -> None:
@@ -136,8 +232,8 @@ def _by_group(spec: ParamSpec, names: list[str], lengths: list[int]) -> dict[str
     return groups
 
 
-def _presence_bytes(spec: ParamSpec) -> int:
-    return (len(spec) + 7) // 8
+def _presence_bytes(num_tensors: int) -> int:
+    return (num_tensors + 7) // 8
 
 
 def _leb128(number: int) -> bytes:

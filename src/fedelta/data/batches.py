@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -93,8 +93,13 @@ def batches(
         generators: one per epoch, which may all be the same object.
         skip: batches of the first epoch to leave out.
     """
-    epochs = (rows[torch.randperm(len(rows), generator=generator)].split(batch_size) for generator in generators)
+    epochs = (_epoch(rows, batch_size, generator) for generator in generators)
     return itertools.islice(itertools.chain.from_iterable(epochs), skip, skip + num_steps)
+
+
+def _epoch(rows: Tensor, batch_size: int, generator: Generator) -> Sequence[Tensor]:
+    order = rows.index_select(0, torch.randperm(rows.shape[0], generator=generator))
+    return (order,) if order.shape[0] <= batch_size else order.split(batch_size)
 
 
 def poisson_batches(rows: Tensor, rate: float, num_steps: int, generator: Generator) -> Iterator[Tensor]:

@@ -109,7 +109,6 @@ def _expanded(source: str) -> Path:
         return Path(source)
 
 
-@cache
 def _embedded(source: str, naming: Naming) -> dict[str, Dataset]:
     """The splits of data that come with this package."""
     if source == SCENES:
@@ -117,6 +116,7 @@ def _embedded(source: str, naming: Naming) -> dict[str, Dataset]:
     return _small_world() if source == SMALL_WORLD else {naming.train_split: _digits()}
 
 
+@cache
 def _small_world() -> dict[str, Dataset]:
     """Instructions about the small world: `prompt`, `response` and `client`, the kind of question."""
     from datasets import Dataset
@@ -127,6 +127,7 @@ def _small_world() -> dict[str, Dataset]:
     return {"train": Dataset.from_list(train), "test": Dataset.from_list(test)}
 
 
+@cache
 def _digits() -> Dataset:
     """scikit-learn's handwritten digits: 1,797 images of 8x8 gray pixels, 0..16 there and 0..255 here."""
     from datasets import Array2D, ClassLabel, Dataset, Features

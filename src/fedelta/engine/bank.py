@@ -8,14 +8,16 @@ Shapes: K lanes, P trained scalars, S scalars of statistics, both with gaps of a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from operator import is_
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from fedelta.engine.products import Change, DenseLayers, Gradient, Use, dense
 from fedelta.params import Params, ParamSpec
 
 _NO_TENSORS: Mapping[str, Tensor] = MappingProxyType({})
@@ -36,6 +38,7 @@ class LaneBank:
         values_KP: the trained part of every row [K, P], which optimizers and local rules change.
         anchors_KP: the anchors of these scalars [K, P].
         offsets_KP: added to every gradient [K, P]; None until a strategy steers a lane.
+        dense_layers: by tensor, the layers whose gradients become products if their use is noted; None for none.
     """
 
     def __init__(
@@ -61,7 +64,12 @@ class LaneBank:
         self._trained = [name for name, tensor in spec.tensors.items() if tensor.trained]
         self._parameters: list[nn.Parameter] = []
         self.by_tensor = by_tensor
-        self._grads: list[Tensor] = []  # of the last loss, by tensor
+        self.dense_layers = DenseLayers(module, self._trained) if by_tensor else None
+        self._grads: list[Gradient] = []  # of the last loss, by tensor
+        self._rows = self._values.unbind(), self._anchors.unbind()
+        # The tensors that a lane was last filled with, and the row of them: most strategies send all clients the same.
+        self._recent: tuple[Tensor, ...] = ()
+        self._recent_row: Tensor | None = None
         for name in spec:
             self._adopt(module.get_parameter(name), name)
 
@@ -93,9 +101,21 @@ class LaneBank:
             params: anchors, by name.
             local: values that differ from their anchors, by name.
         """
-        self._fill(lane, params)
-        self._anchors[lane] = self._values[lane]
+        if self._recent_row is not None and self._are_recent(params):
+            for rows in self._rows:
+                rows[lane].copy_(self._recent_row)
+        elif unchanged := [name for name, change in self._changes.items() if change.is_of(params.get(name))]:
+            self._fill(lane, {name: tensor for name, tensor in params.items() if name not in unchanged})
+            loaded = [place for name, place in self._places.items() if name not in unchanged]
+            torch._foreach_copy_([self._anchors[lane, it] for it in loaded], [self._values[lane, it] for it in loaded])
+        else:
+            self._fill(lane, params)
+            self._anchors[lane] = self._values[lane]
+            if self.num_lanes > 1 and len(params) == len(self._places):
+                self._recent, self._recent_row = tuple(params.values()), self._rows[1][lane].clone()
         self._fill(lane, local)
+        for name, change in self._changes.items():
+            change.restart(None if name in local else params.get(name))
 
     def steer(self, lane: int, offset: Mapping[str, Tensor]) -> None:
         """Sets what is added to every gradient of `lane`, by name of a trained tensor; absent names get zero."""
@@ -123,19 +143,37 @@ class LaneBank:
         This undoes gradients, weight decay, momentum and the running statistics of norms alike.
         """
         if self._pinned is not None:
+            self._settle()
             values = self._values[:num_lanes]
             values.copy_(torch.where(self._pinned[:num_lanes], self._anchors[:num_lanes], values))
 
     def backward(self, loss: Tensor) -> None:
         """Computes the gradient of the scalar `loss`, zeros for tensors that it does not depend on."""
+        if self.dense_layers is not None:
+            self._grads = self._by_tensor(loss, self.dense_layers.take())
+            return
         # `loss.backward()` cannot accumulate into gradients that are rows of a larger matrix.
         grads = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        if self.by_tensor:
-            self._grads = [grad.contiguous().view(1, -1) for grad in grads]
-        else:
-            torch._foreach_copy_(self._grads_in_rows, list(grads))
+        torch._foreach_copy_(self._grads_in_rows, list(grads))
 
-    def gradients(self, num_lanes: int) -> list[Tensor]:
+    def _by_tensor(self, loss: Tensor, uses: Mapping[str, Use]) -> list[Gradient]:
+        sources = [
+            uses[name].outputs if name in uses else parameter
+            for name, parameter in zip(self._trained, self._parameters, strict=True)
+        ]
+        # PyTorch takes a mixture, which its types do not know.
+        of_sources = torch.autograd.grad(loss, sources, allow_unused=True)  # type: ignore[arg-type]
+        grads: list[Gradient] = []
+        for name, parameter, grad in zip(self._trained, self._parameters, of_sources, strict=True):
+            if name in uses:
+                grads.append(uses[name].product(grad, self._changes[name]))
+                continue
+            grads.append((torch.zeros_like(parameter) if grad is None else grad.contiguous()).view(1, -1))
+            if name in self._changes:
+                self._changes[name].is_all = False
+        return grads
+
+    def gradients(self, num_lanes: int) -> list[Gradient]:
         """The last gradients of the first lanes, as matrices; gives them away, so that their memory serves again."""
         if not self.by_tensor:
             return [self.grads_KP[:num_lanes]]
@@ -144,12 +182,13 @@ class LaneBank:
 
     def read(self, lane: int) -> Params:
         """A copy of the values of `lane`."""
+        self._settle()
         return self._split(self._values[lane].clone())
 
     def gradient(self, lane: int) -> Params:
         """A copy of the last gradient of the trained tensors of `lane`."""
         if self.by_tensor:
-            rows = [grad[lane] for grad in self._grads]
+            rows = [dense(grad)[lane] for grad in self._grads]
         else:
             rows = [self.grads_KP[lane, self._places[name]] for name in self._trained]
         return {
@@ -159,16 +198,45 @@ class LaneBank:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Restores the values and anchors of all lanes when the context ends."""
+        self._settle()
         values, anchors = self._values.clone(), self._anchors.clone()
         try:
             yield
         finally:
+            for change in self._changes.values():
+                change.restart(None)
             self._values.copy_(values)
             self._anchors.copy_(anchors)
 
     def delta(self, lane: int) -> Params:
         """Values minus anchors of `lane`, as new tensors on the CPU."""
-        return self._split((self._values[lane] - self._anchors[lane]).cpu())
+        products = {name: change for name, change in self._changes.items() if change.is_all}
+        if not products:
+            self._settle()
+            return self._split((self._values[lane] - self._anchors[lane]).cpu())
+        values, anchors = self._split(self._values[lane]), self._split(self._anchors[lane])
+        deltas = self._split(torch.empty_like(self._values[lane]))
+        for name, delta in deltas.items():
+            if name in products:
+                products[name].write(delta)
+                continue
+            if name in self._changes:
+                self._changes[name].settle(values[name])
+            torch.sub(values[name], anchors[name], out=delta)
+        return deltas
+
+    def deltas(self, lanes: Sequence[int]) -> list[Params]:
+        """`delta` of each of `lanes`; if they are several, the tensors of a lane lie side by side."""
+        if len(lanes) == 1:
+            return [self.delta(lanes[0])]
+        changes = (self._values[lanes] - self._anchors[lanes]).cpu()
+        without_gaps = torch.cat([changes[:, place] for place in self._places.values()], dim=1)
+        parts = without_gaps.split([self.spec.tensors[name].numel for name in self._places], dim=1)
+        by_tensor = [
+            part.view(len(lanes), *self.spec.tensors[name].shape).unbind()
+            for name, part in zip(self._places, parts, strict=True)
+        ]
+        return [dict(zip(self._places, of_lane, strict=True)) for of_lane in zip(*by_tensor, strict=True)]
 
     def move(self, source: int, target: int) -> None:
         """Copies the values, anchors, offset and pinned scalars of lane `source` to lane `target`."""
@@ -179,6 +247,10 @@ class LaneBank:
         if self._pinned is not None:
             self._pinned[target] = self._pinned[source]
 
+    def _are_recent(self, params: Mapping[str, Tensor]) -> bool:
+        """Whether these are all tensors, and those of `_recent`; their names are in the same order."""
+        return len(params) == len(self._recent) and all(map(is_, params.values(), self._recent))
+
     def _fill(self, lane: int, params: Mapping[str, Tensor]) -> None:
         if not params:
             return
@@ -187,6 +259,16 @@ class LaneBank:
             sizes = list(map(len, tensors))
             tensors = list(torch.cat(tensors).to(self._values.device).split(sizes))
         torch._foreach_copy_([self._values[lane, self._places[name]] for name in params], tensors)
+
+    @property
+    def _changes(self) -> Mapping[str, Change]:
+        """What wide weights have changed by, apart from their values."""
+        return {} if self.dense_layers is None else self.dense_layers.changes
+
+    def _settle(self) -> None:
+        """Adds the changes of wide weights to their values."""
+        for name, change in self._changes.items():
+            change.settle(self._view(self._values, name)[0])
 
     def _adopt(self, parameter: nn.Parameter, name: str) -> None:
         values = self._view(self._values, name)

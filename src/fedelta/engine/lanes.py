@@ -14,6 +14,7 @@ or targets per sample.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -29,10 +30,13 @@ from fedelta.engine.dp_sgd import DpSgd, add_fedpeft_noise, private_gradient, re
 from fedelta.engine.evaluator import Evaluator
 from fedelta.engine.exits import ExitLoss, ExitSettings, draws
 from fedelta.engine.model import SharedModel, prepare
-from fedelta.engine.optimizers import LearningRate, OptimizerState
+from fedelta.engine.optimizers import LearningRate, OptimizerState, Sgd
 from fedelta.engine.prefix import CachedInputs
+from fedelta.engine.products import Gradient, dense
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, lane_means
+from fedelta.machine import keep_freed_memory
+from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
 from fedelta.models.halves import in_float32
 from fedelta.models.hub import Backbone
@@ -98,6 +102,8 @@ class LaneEngine:
         self.takes_samples = dp is not None and dp.of_examples
         self._rule = rule
         self._device = backbone.module.get_parameter(spec.names[0]).device
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self.bank = self._bank(backbone.module)
         self.client = client
         self.exits = exits
@@ -114,6 +120,8 @@ class LaneEngine:
         if lanes.num > 1:
             self._prove_lanes(train)
         self._model.read_out(self.bank, lanes, train, of_examples=self.takes_samples)
+        if isinstance(client.optimizer, Sgd):
+            self._model.try_products(self.bank, lanes, train)
         if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
         self.evaluator = Evaluator(self._model, self.bank, lanes, task)
@@ -122,6 +130,11 @@ class LaneEngine:
     def clients_at_once(self) -> int:
         """The largest number of clients that are trained together."""
         return 1 if self.takes_samples else self.lanes.num
+
+    @property
+    def inputs(self) -> Inputs:
+        """Of the training data; with their cached features if there is a cache."""
+        return self._train.inputs
 
     @cached_property
     def _state(self) -> OptimizerState:
@@ -205,15 +218,18 @@ class LaneEngine:
         slots: list[_Slot] = []
         self._losses_K = torch.zeros(self.lanes.num, device=self._device, dtype=torch.float64)
         while True:
+            num_before = len(slots)
             while len(slots) < self.clients_at_once and (job := next(waiting, None)) is not None:
                 slots.append(self._admit(len(slots), job))
+            for state in (*chain.from_iterable(self._state.values()), self._losses_K):
+                state[num_before : len(slots)] = 0
             if not slots:
                 return
             self._move(slots, self._gradients(slots), lr)
-            for lane in reversed(range(len(slots))):
-                if slots[lane].steps_left == 0:
-                    yield self._result(lane, slots[lane], lr)
-                    self._release(lane, slots)
+            done = [lane for lane in reversed(range(len(slots))) if slots[lane].steps_left == 0]
+            for lane, result in zip(done, self._results(done, slots, lr), strict=True):
+                yield result
+                self._release(lane, slots)
 
     @property
     def has_exits(self) -> bool:
@@ -221,14 +237,11 @@ class LaneEngine:
         return bool(self._blocks)
 
     def _admit(self, lane: int, job: Job) -> _Slot:
-        """Loads the tensors of `job` into `lane`, with zeroed optimizer state."""
+        """Loads the tensors of `job` into `lane`."""
         prepare(self._train.inputs, job.rows)
         self.bank.load(lane, job.anchor, job.local)
         self.bank.steer(lane, job.offset)
         self.bank.confine(lane, job.moving)
-        for state in chain.from_iterable(self._state.values()):
-            state[lane] = 0
-        self._losses_K[lane] = 0
         num_steps = self.client.num_steps(len(job.rows))
         inputs = self._train.inputs
         if self.takes_samples:
@@ -254,14 +267,19 @@ class LaneEngine:
             slots[lane] = slots[final]
         slots.pop()
 
-    def _result(self, lane: int, slot: _Slot, lr: float) -> Trained:
-        loss = None if self.takes_samples else float(self._losses_K[lane]) / slot.steps_done
-        # Cloned, because a view would keep the copy of the whole row in memory.
-        values = self.bank.read(lane) if slot.job.kept else {}
-        kept = {name: values[name].clone() for name in slot.job.kept}
-        return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss, slot.job.lr or lr)
+    def _results(self, lanes: Sequence[int], slots: Sequence[_Slot], lr: float) -> list[Trained]:
+        if not lanes:
+            return []
+        losses, results = self._losses_K.tolist(), []
+        for lane, delta in zip(lanes, self.bank.deltas(lanes), strict=True):
+            job, loss = slots[lane].job, None if self.takes_samples else losses[lane] / slots[lane].steps_done
+            # Cloned, because a view would keep the copy of the whole row in memory.
+            values = self.bank.read(lane) if job.kept else {}
+            kept = {name: values[name].clone() for name in job.kept}
+            results.append(Trained(job.client_id, delta, kept, loss, job.lr or lr))
+        return results
 
-    def _gradients(self, slots: list[_Slot]) -> list[Tensor]:
+    def _gradients(self, slots: list[_Slot]) -> list[Gradient]:
         """The gradient of each client's batch, as matrices with a row for each."""
         if self._dp is not None and self.takes_samples:
             return [self._private_gradient(self._dp, slots[0])]
@@ -300,30 +318,40 @@ class LaneEngine:
         """
         rows_N, lengths_A = torch.cat(list(batches_A)), list(map(len, batches_A))
         targets = self._train.targets.fetch(rows_N).to(self._device, non_blocking=True)
-        if self._blocks:
-            minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_N, targets, lengths_A)
-        else:
-            (outputs,) = self._model.outputs(self._train.inputs, rows_N, ())
-            with model_errors(f"the loss of {self._model.name}", {"outputs": outputs, "targets": targets}):
-                minimised_A = losses_A = lane_means(
-                    losses_of(self.task, outputs, targets), lengths_A, weights_of(self.task, targets)
-                )
+        with self._noted():
+            if self._blocks:
+                minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_N, targets, lengths_A)
+            else:
+                (outputs,) = self._model.outputs(self._train.inputs, rows_N, ())
+                with model_errors(f"the loss of {self._model.name}", {"outputs": outputs, "targets": targets}):
+                    losses_N, weights_N = losses_of(self.task, outputs, targets), weights_of(self.task, targets)
+                    minimised_A = losses_A = lane_means(losses_N, lengths_A, weights_N)
         with model_errors(f"the backward pass of {self._model.name}", {"rows": rows_N}):
             # Lanes share no tuned tensor, so the gradient of the sum is the gradient of each lane's loss.
             self.bank.backward(minimised_A.sum())
         return losses_A.detach()
 
+    def _noted(self) -> AbstractContextManager[None]:
+        """A context in which gradients of dense layers become products, if the optimizer can add products."""
+        layers = self.bank.dense_layers if isinstance(self.client.optimizer, Sgd) else None
+        return nullcontext() if layers is None or self.bank.offsets_KP is not None else layers.noted()
+
     @torch.no_grad()
-    def _move(self, slots: list[_Slot], grads: list[Tensor], lr: float) -> None:
+    def _move(self, slots: list[_Slot], grads: list[Gradient], lr: float) -> None:
         """One optimizer step in every lane in use."""
         bank, active = self.bank, len(slots)
         if bank.offsets_KP is not None:
-            grads = [grad + offset for grad, offset in zip(grads, bank.matrices(bank.offsets_KP, active), strict=True)]
+            offsets = bank.matrices(bank.offsets_KP, active)
+            grads = [dense(grad) + offset for grad, offset in zip(grads, offsets, strict=True)]
         values = bank.matrices(bank.values_KP, active)
         if not bank.by_tensor:
-            self._rule.correct(grads[0], values[0], bank.anchors_KP[:active])
+            self._rule.correct(dense(grads[0]), values[0], bank.anchors_KP[:active])
         state = {name: [tensor[:active] for tensor in tensors] for name, tensors in self._state.items()}
-        self.client.optimizer.step(values, grads, state, self._rates(slots, lr))
+        optimizer, rates = self.client.optimizer, self._rates(slots, lr)
+        if isinstance(optimizer, Sgd):
+            optimizer.step(values, grads, state, rates)
+        else:
+            optimizer.step(values, list(map(dense, grads)), state, rates)
         self.bank.reset_pinned(active)
         for slot in slots:
             slot.steps_left -= 1

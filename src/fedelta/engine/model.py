@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from fedelta.engine.recompute import recomputing
 from fedelta.engine.tokens import Unpadded, ways_without_padding
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
+from fedelta.models.frozen import FrozenLinears, gains
 from fedelta.models.halves import in_float32
 from fedelta.models.hub import Backbone
 from fedelta.models.unpadded import attending_within_rows
@@ -70,6 +71,7 @@ class SharedModel:
         self._cache_bytes = cache_bytes
         self._readout: Readout | None = None
         self._unpadded: Unpadded | None = None
+        self._has_frozen = gains(backbone.module)
         self._prefix = None
         if cache_bytes:
             sample = train.inputs.fetch(torch.arange(min(2, len(train))))
@@ -146,6 +148,34 @@ class SharedModel:
         finally:
             self._unpadded = None
 
+    def try_products(self, bank: LaneBank, lanes: Lanes, train: Examples) -> None:
+        """Leaves to the bank those dense layers whose products are their gradients, in a trial.
+
+        Args:
+            bank: the tuned tensors; they and the lanes are left as they are.
+            lanes: the lanes of the tuned modules.
+            train: training examples; two are tried.
+        """
+        layers = bank.dense_layers
+        if layers is None or not layers.changes:
+            return
+        exits, tried = range(1, len(self.blocks) + 1), set[str]()
+
+        def noted(rows: Tensor) -> list[Tensor]:
+            with layers.noted(also_thick=True):
+                outputs = self.outputs(train.inputs, rows, exits)
+            tried.update(layers.in_use)
+            return outputs
+
+        whole = partial(self.outputs, train.inputs, exits=exits)
+        are_gradients = first_same(whole, [noted], bank, lanes, len(train)) is not None
+        layers.limit(tried if are_gradients else ())
+        if not are_gradients:
+            self.notes.append(
+                f"gradients of dense layers are computed as large as their weights: {self.name} does not only multiply "
+                "its inputs by the weights."
+            )
+
     def cached(self, data: Examples) -> Examples:
         """`data` with cached features of the frozen prefix, or `data` itself without a prefix or without the memory."""
         if self._prefix is None:
@@ -185,9 +215,14 @@ class SharedModel:
         with nullcontext() if readout is None else readout.active():
             return self.outputs(inputs, rows, ())
 
-    def _reading(self) -> AbstractContextManager[None]:
-        """A context in which the model computes only what its outputs depend on."""
-        return nullcontext() if self._readout is None else self._readout.active()
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A context in which the model computes only what its outputs depend on, with the fastest products."""
+        with (
+            FrozenLinears() if self._has_frozen else nullcontext(),
+            nullcontext() if self._readout is None else self._readout.active(),
+        ):
+            yield
 
     def _recomputing(self) -> AbstractContextManager[None]:
         """A context in which blocks keep nothing for the backward pass, if that is asked for."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from fedelta.engine.products import Gradient, Product
 from fedelta.settings import Context, Settings
 
 Matrices = Sequence[Tensor]
@@ -85,29 +86,52 @@ class Sgd(Settings):
         """Zeroed optimizer state for the lanes of `values`."""
         return {"momentum": list(map(torch.zeros_like, values))} if self.momentum else {}
 
-    def step(self, values: Matrices, grads: Matrices, state: OptimizerState, lr: LearningRate) -> None:
-        """Takes one step; changes `values` and `state` in place."""
-        if len(values) > 1:  # of one lane
+    def step(self, values: Matrices, grads: Sequence[Gradient], state: OptimizerState, lr: LearningRate) -> None:
+        """Takes one step; changes `values` and `state` in place. With one lane, gradients may be products."""
+        if len(values) > 1 or isinstance(grads[0], Product):
             self._step_by_tensor(values, grads, state, lr)
             return
-        for index, (values_KN, grads_KN) in enumerate(zip(values, map(self._decayed, values, grads), strict=True)):
-            move_KN = self._with_momentum(grads_KN, state["momentum"][index]) if self.momentum else grads_KN
-            if isinstance(lr, Sequence):
-                values_KN.addcmul_(move_KN, values_KN.new_tensor(lr).unsqueeze(1), value=-1)
+        decayed_KN = grads[0].add(values[0], alpha=self.weight_decay) if self.weight_decay else grads[0]
+        move_KN = self._with_momentum(decayed_KN, *state["momentum"]) if self.momentum else decayed_KN
+        if isinstance(lr, Sequence):
+            values[0].addcmul_(move_KN, move_KN.new_tensor(lr).unsqueeze(1), value=-1)
+        else:
+            values[0].add_(move_KN, alpha=-lr)
+
+    def _step_by_tensor(
+        self, values: Matrices, grads: Sequence[Gradient], state: OptimizerState, lr: LearningRate
+    ) -> None:
+        """A step of one lane."""
+        rate = lr[0] if isinstance(lr, Sequence) else lr
+        rows, row_grads, buffers = list[Tensor](), list[Tensor](), list[Tensor | None]()
+        for place, (values_1N, grad) in enumerate(zip(values, grads, strict=True)):
+            momentum_1N = state["momentum"][place] if self.momentum else None
+            if isinstance(grad, Product):
+                self._step_by_product(values_1N, grad, momentum_1N, rate)
             else:
-                values_KN.add_(move_KN, alpha=-lr)
-
-    def _step_by_tensor(self, values: Matrices, grads: Matrices, state: OptimizerState, lr: LearningRate) -> None:
+                rows.append(values_1N)
+                row_grads.append(grad)
+                buffers.append(momentum_1N)
         # PyTorch's fused step reads every number once, which counts where a lane is larger than a cache.
-        for rate, (rows, row_grads, *momentum) in _by_rate(lr, values, grads, *state.values()):
-            buffers: list[Tensor | None] = [*momentum[0]] if momentum else [None] * len(rows)
-            sgd(
-                rows, row_grads, buffers, fused=True, lr=rate, momentum=self.momentum, nesterov=self.nesterov,
-                weight_decay=self.weight_decay, dampening=0.0, maximize=False,
-            )  # fmt: skip
+        sgd(
+            rows, row_grads, buffers, fused=True, lr=rate, momentum=self.momentum, nesterov=self.nesterov,
+            weight_decay=self.weight_decay, dampening=0.0, maximize=False,
+        )  # fmt: skip
 
-    def _decayed(self, values_KN: Tensor, grads_KN: Tensor) -> Tensor:
-        return grads_KN.add(values_KN, alpha=self.weight_decay) if self.weight_decay else grads_KN
+    def _step_by_product(self, values_1N: Tensor, grad: Product, momentum_1N: Tensor | None, lr: float) -> None:
+        values_OI, decay = values_1N.view(grad.left_NO.shape[1], -1), self.weight_decay
+        if momentum_1N is None and not decay:
+            grad.move(values_OI, -lr)
+            return
+        if momentum_1N is not None:
+            momentum_OI = momentum_1N.view_as(values_OI)
+            grad.add_to(momentum_OI, beta=self.momentum)
+            if decay:
+                momentum_OI.add_(values_OI, alpha=decay)
+        if momentum_1N is None or self.nesterov:
+            grad.add_to(values_OI, alpha=-lr, beta=1 - lr * decay)
+        if momentum_1N is not None:
+            values_OI.add_(momentum_OI, alpha=-lr * (self.momentum if self.nesterov else 1))
 
     def _with_momentum(self, grads_KN: Tensor, momentum_KN: Tensor) -> Tensor:
         """The step in units of the learning rate; changes `momentum_KN`."""

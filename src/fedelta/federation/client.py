@@ -17,14 +17,16 @@ from functools import cached_property
 from itertools import count, repeat
 from pathlib import Path
 
+import torch
 from torch import Generator, Tensor
 
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
 from fedelta.data.batches import Examples
+from fedelta.engine.filling import Chunk, chunks_of, fill
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.packs import packs_of
-from fedelta.engine.threads import computed_with
+from fedelta.engine.threads import arithmetic_threads, computed_with
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
 from fedelta.federation.memory import Drift, Memories, Memory
@@ -94,9 +96,30 @@ class Site:
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`; yields replies in the order in which clients finish."""
+        for chunk in self.chunks(payloads):
+            self.fill(chunk)
         decoded: dict[bytes, Params] = {}
         for pack in self.packs(plan, payloads):
             yield from map(self.take, self.train(pack, decoded))
+
+    def chunks(self, client_ids: Iterable[int]) -> list[Chunk]:
+        """The features that these clients need and the cache does not have yet; none without a cache."""
+        return chunks_of(self.engine.inputs, [self.partition[client_id] for client_id in sorted(client_ids)])
+
+    def chunks_of_test(self) -> list[Chunk]:
+        """The features that an evaluation needs and the cache does not have yet; none without a cache."""
+        if self.test is None:
+            return []
+        inputs = self.engine.evaluator.cached(self.test).inputs
+        return chunks_of(inputs, [torch.arange(len(self.test))], of_test=True)
+
+    def fill(self, chunk: Chunk) -> None:
+        """Computes features for the cache."""
+        inputs = self.engine.inputs
+        if chunk.of_test and self.test is not None:
+            inputs = self.engine.evaluator.cached(self.test).inputs
+        with arithmetic_threads(self.threads or torch.get_num_threads()):
+            fill(inputs, chunk)
 
     def packs(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Pack]:
         """Begins a round and yields its packs, that with the most work first."""
@@ -109,14 +132,14 @@ class Site:
 
     def _parts(self, client_ids: Collection[int]) -> list[tuple[int, ...]]:
         if self.places == 1:
-            return [tuple(sorted(client_ids))] if client_ids else []
+            return [tuple(client_ids)] if client_ids else []
         work = {client_id: self.work_of(client_id) for client_id in client_ids}
         depths = None if self.tiers is None else self.tiers.depths
         return packs_of(work, lanes=self.engine.clients_at_once, places=self.places, depths=depths)
 
     def work_of(self, client_id: int) -> float:
         """A client's work in a round: processed examples times blocks."""
-        num_processed = self.engine.client.num_processed(len(self.partition[client_id]))
+        num_processed = self.engine.client.num_processed(self.partition[client_id].shape[0])
         return num_processed * (1 if self.tiers is None else self.tiers.depths[client_id])
 
     def train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
@@ -131,7 +154,9 @@ class Site:
     def _train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
         lr = self.engine.client.lr_in(pack.round, self.num_rounds)
         under_way: dict[int, _Work] = {}
-        for client_id, payload in sorted(pack.payloads.items()):
+        # The longest first: a long client that began late would train alone in the end.
+        for client_id in sorted(pack.payloads, key=lambda client_id: (-self.work_of(client_id), client_id)):
+            payload = pack.payloads[client_id]
             try:
                 if payload not in decoded:
                     decoded[payload], _ = decode(payload, self.wire, self.channel.down)
@@ -206,10 +231,10 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
             return private.streams(client_id).generator(purpose, pack.round, client_id)
         return stream(site.seed, purpose, pack.round, client_id)
 
-    def epochs(purpose: str) -> Iterator[Generator]:
+    def epochs(purpose: str) -> Iterator[Generator]:  # makes none before the first is asked for
         if client.local_steps is None or takes_samples:
-            return repeat(of_round(purpose))
-        return (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
+            yield from repeat(of_round(purpose))
+        yield from (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
 
     job = Job(
         client_id,
@@ -223,7 +248,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
         kept=tuple(name for name in held if name not in pack.upload[client_id]),
         offset={} if site.steering is None else site.steering.offset(received, memory.remembered),
         depth=None if site.tiers is None else site.tiers.depths[client_id],
-        exits=stream(site.seed, "exits", pack.round, client_id),
+        exits=stream(site.seed, "exits", pack.round, client_id) if site.engine.has_exits else None,
         noise_of_step=None if private is None else private.step_noise(pack.round, client_id),
     )
     return _Work(job, received, memory)
@@ -231,7 +256,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
 
 def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) -> Answer:
     """The reply of a client, and the memory that it has if the reply is accepted."""
-    client_id, num_examples = trained.client_id, len(site.partition[trained.client_id])
+    client_id, num_examples = trained.client_id, work.job.rows.shape[0]
     # The loss would tell about the data what no noise covers.
     metrics = {} if site.privacy is not None or trained.train_loss is None else {"train_loss": trained.train_loss}
     delta = _delta(site, pack, trained)

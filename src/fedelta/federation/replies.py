@@ -3,9 +3,7 @@
 Ascending client id makes the result independent of the order of arrival: a reply waits as bytes until it is its turn.
 Where a client could send two replies, of which neither counts, all wait until all have come. One reply at a time is
 decoded.
-
-No value in a reply is trusted. A number may be a text, a container may be nested too deep to print, and an object may
-raise an error when it is read.
+No value in a reply is trusted (form.py).
 """
 
 from __future__ import annotations
@@ -14,24 +12,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from numbers import Integral
 from tempfile import TemporaryFile
-from typing import IO, Any, NamedTuple, get_args
-
-import numpy as np
+from typing import IO, NamedTuple
 
 from fedelta.aggregation.base import Aggregation, Update
-from fedelta.codecs.wire import decode
+from fedelta.codecs.wire import Decoder
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
-from fedelta.federation.records import Cause, Claim, Fault, Rejection, Reply, Transfer
+from fedelta.federation.form import LARGEST_FLOAT32, safe_repr, well_formed, whole_number
+from fedelta.federation.records import Claim, Rejection, Reply, Transfer
 from fedelta.params import Params, add, rough_norm, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 
-_LARGEST_FLOAT32 = 3.4028234663852886e38
-MAX_REASON = 500  # characters; a reason may come from another program
 # Payloads beyond it wait in a file: a cohort of whole models may not fit into memory.
 _WAITING_BYTES = 256 * 2**20
 
@@ -92,6 +86,7 @@ class Intake:
         self._measured = federation.aggregation.of_statistics.start(federation.wire)
         self._num_senders: Counter[str] = Counter()  # tensor name to the number of accepted replies that hold it
         self._updates: list[Update] = []  # filled only if the strategy reads single updates
+        self._decoder = Decoder(federation.wire, federation.channel.up)
 
     @property
     def clipping_norm(self) -> float | None:
@@ -165,14 +160,15 @@ class Intake:
         if not isinstance(reply, Reply):
             self._strays.append(safe_repr(type(reply)))
             return
-        client_id = whole_number(reply.client_id)
-        if client_id is None or abs(client_id) >= 2**63:
-            self._strays.append(f"a reply with the client id {safe_repr(reply.client_id)}")
-            return
-        reply = well_formed(reply, client_id, needs_loss=self._federation.privacy is None)
+        if not _is_as_usual(reply):
+            client_id = whole_number(reply.client_id)
+            if client_id is None or abs(client_id) >= 2**63:
+                self._strays.append(f"a reply with the client id {safe_repr(reply.client_id)}")
+                return
+            reply = well_formed(reply, client_id, needs_loss=self._federation.privacy is None)
         if reply.simulated_seconds is not None:
             self.simulated_seconds = max(self.simulated_seconds or 0.0, reply.simulated_seconds)
-        if client_id not in self._plan.upload:
+        if reply.client_id not in self._plan.upload:
             self._reject(reply, "a reply from a client outside of the cohort")
             return
         if self._federation.replies_once:
@@ -217,23 +213,45 @@ class Intake:
         if reply.fault is not None and not reply.fault.reached:
             self.unreached.add(reply.client_id)
         try:
-            update, groups = _open(self._federation, self._plan, reply)
+            update, groups, size = self._opened(reply)
         except (PayloadError, SpecError) as error:
             self._reject(reply, error.message)
             return
         self._count_upload(reply.client_id, len(reply.payload), groups)
         self._note_claim(reply, update)
-        self._num_senders.update(list(update.delta))
-        trained = {name: tensor for name, tensor in update.delta.items() if name not in self._statistics}
-        tuned = {name: tensor for name, tensor in trained.items() if name in self._federation.spec}
-        loss = None if self._federation.privacy is not None else reply.metrics["train_loss"]
-        self.accepted.append(Accepted(update.client_id, update.num_examples, loss, rough_norm(tuned)))
-        (self._noising or self._running).add(replace(update, delta=trained))
+        self._num_senders.update(update.delta.keys())
+        trained, spec = update, self._federation.spec
         if self._statistics:
             measured = {name: tensor for name, tensor in update.delta.items() if name in self._statistics}
             self._measured.add(replace(update, delta=measured))
+            rest = {name: tensor for name, tensor in update.delta.items() if name not in self._statistics}
+            trained = replace(update, delta=rest)
+        if size is None or trained is not update or not update.delta.keys() <= spec.tensors.keys():
+            size = rough_norm({name: tensor for name, tensor in trained.delta.items() if name in spec})
+        loss = None if self._federation.privacy is not None else reply.metrics["train_loss"]
+        self.accepted.append(Accepted(update.client_id, update.num_examples, loss, size))
+        (self._noising or self._running).add(trained)
         if self._federation.strategy.reads == "each" and self._noising is None:
-            self._updates.append(replace(update, delta=trained))
+            self._updates.append(trained)
+
+    def _opened(self, reply: Reply) -> tuple[Update, Mapping[str, int], float | None]:
+        """The decoded reply, the bytes of its tensors by group, and the norm of all of them if it is known.
+
+        Raises:
+            PayloadError: the reply has a fault, or its payload cannot be decoded.
+            SpecError: its tensors are not those of the plan.
+        """
+        if reply.fault is not None:
+            raise PayloadError(reply.fault.reason)
+        federation, asked = self._federation, self._plan.upload[reply.client_id]
+        delta, groups, flat = self._decoder.decode(reply.payload)
+        size = None if flat is None else rough_norm({"flat": flat})
+        # The decoder gives the shapes of the specification, and a norm is finite only if all numbers are.
+        if size is None or not math.isfinite(size) or tuple(delta) != asked:
+            federation.wire.check(delta, asked)
+        num_examples = min(reply.num_examples, federation.strategy.max_examples)
+        steps = federation.effective_steps(num_examples)
+        return Update(reply.client_id, num_examples, delta, steps), groups, size
 
     def _note_claim(self, reply: Reply, update: Update) -> None:
         """Notes a number of examples that differs from the client's last one or from the weight that it gets."""
@@ -303,96 +321,18 @@ class _Waiting:
         return not others and reply.fault is not None and reply.fault.cause == "forgot"
 
 
-def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update, dict[str, int]]:
-    """The decoded reply, and the bytes of its tensors by group.
-
-    Raises:
-        PayloadError: the reply has a fault, or its payload cannot be decoded.
-        SpecError: its tensors are not those of the plan.
-    """
-    if reply.fault is not None:
-        raise PayloadError(reply.fault.reason)
-    delta, groups = decode(reply.payload, federation.wire, federation.channel.up)
-    federation.wire.check(delta, plan.upload[reply.client_id])
-    num_examples = min(reply.num_examples, federation.strategy.max_examples)
-    return Update(reply.client_id, num_examples, delta, federation.effective_steps(num_examples)), groups
-
-
-def well_formed(reply: Reply, client_id: int, *, needs_loss: bool = True) -> Reply:
-    """`reply` with values of the types that `Reply` has; if its values have others, with a fault instead.
-
-    Without `needs_loss`, as with privacy, its metrics are not read.
-    """
-    is_bytes = isinstance(reply.payload, bytes | bytearray | memoryview)
-    payload = bytes(reply.payload) if is_bytes else b""
-    fault = reply.fault
-    try:
-        problem = _type_problem(reply, needs_loss=needs_loss)
-    except Exception as error:  # noqa: BLE001 values from a runtime may raise anything when they are read
-        problem = f"the client's reply cannot be read: {type(error).__name__}"
-    if problem is None and fault is not None:
-        fault = replace(fault, reason=fault.reason[:MAX_REASON])
-    elif problem is not None:
-        fault = Fault(problem[:MAX_REASON])
-    if fault is not None:
-        return Reply(client_id, 0, payload, fault=fault, simulated_seconds=None if problem else _seconds(reply))
-    metrics = {"train_loss": float(reply.metrics["train_loss"])} if needs_loss else {}
-    return Reply(client_id, int(reply.num_examples), payload, metrics, simulated_seconds=_seconds(reply))
-
-
-def _seconds(reply: Reply) -> float | None:
-    return None if reply.simulated_seconds is None else float(reply.simulated_seconds)
-
-
-def safe_repr(value: object) -> str:
-    """`repr(value)`, cut to `MAX_REASON` characters; the type's name if `repr` fails, for example on deep nesting."""
-    try:
-        return repr(value)[:MAX_REASON]
-    except Exception:  # noqa: BLE001 a `__repr__` may raise anything
-        return f"a value of type `{type(value).__name__}`"
-
-
-def _type_problem(reply: Reply, *, needs_loss: bool) -> str | None:
-    """The first value of a reply that has the wrong type or range, in words; None if all are right."""
-    fault: object = reply.fault
-    seconds = reply.simulated_seconds
-    metrics: object = reply.metrics
-    payload: object = reply.payload
-    if fault is not None and not (
-        isinstance(fault, Fault) and isinstance(fault.reason, str) and fault.cause in get_args(Cause)
-    ):
-        return f"the client's fault is {safe_repr(fault)}, expected a `Fault`"
-    if seconds is not None and not (_fits_float32(seconds) and seconds >= 0):
-        return f"the client's simulated time is {safe_repr(seconds)} s, expected a finite number, 0 or more"
-    if not isinstance(payload, bytes):
-        return f"the client's payload is of type `{type(payload).__name__}`, expected bytes"
-    if fault is not None:
-        return None
-    num_examples = whole_number(reply.num_examples)
-    if num_examples is None:
-        return f"the client claims {safe_repr(reply.num_examples)} examples, expected a whole number"
-    if not 1 <= num_examples < 2**63:
-        # Python refuses to print integers of more than 4,300 digits.
-        claim = num_examples if abs(num_examples) < 2**63 else "a number beyond 64 bits of"
-        return f"the client claims {claim} examples, expected at least 1"
-    if not needs_loss:
-        return None
-    if not isinstance(metrics, Mapping):
-        return f"the client's metrics are {safe_repr(metrics)}, expected numbers by name"
-    loss = metrics.get("train_loss", math.nan)
-    if not _fits_float32(loss):
-        return f"the client's metric `train_loss` is {safe_repr(loss):.40}, expected a finite number"
-    return None
-
-
-def whole_number(value: object) -> int | None:
-    """`value` as an int if it is a whole number; None for anything else, including `True` and `False`."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        return None
-    return int(value)
-
-
-def _fits_float32(value: Any) -> bool:  # Any: the type is not known yet
-    """Whether `value` is a finite number that float32 can hold."""
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return is_number and bool(np.abs(value) <= _LARGEST_FLOAT32)
+def _is_as_usual(reply: Reply) -> bool:
+    """Whether all values have the types and ranges of almost every reply; form.py looks at all others."""
+    metrics = reply.metrics
+    return (
+        type(metrics) is dict
+        and len(metrics) == 1
+        and type(loss := metrics.get("train_loss")) is float
+        and abs(loss) <= LARGEST_FLOAT32
+        and type(reply.client_id) is type(reply.num_examples) is int
+        and abs(reply.client_id) < 2**63
+        and 1 <= reply.num_examples < 2**63
+        and type(reply.payload) is bytes
+        and reply.fault is None
+        and reply.simulated_seconds is None
+    )

@@ -1,8 +1,9 @@
 """Imports transformers in half the time, without parts of PyTorch and SciPy that fedelta's commands never use.
 
 For any model, transformers imports PyTorch's compiler to mark a few functions for it, its distributed tensors, and
-SciPy's solver of assignment problems for the loss of object detectors: 1,300 modules. While a model is built without
-memory for its weights, PyTorch imports SymPy to find out that `True` holds.
+SciPy's solver of assignment problems for the loss of object detectors: 1,300 modules. To find out what its
+models export it reads the source of all of them, for itself and again for `transformers.models`. While a model is built
+without memory for its weights, PyTorch imports SymPy to find out that `True` holds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -44,8 +46,10 @@ def import_lightly() -> None:
         name: _NeededLater(name) for name in _NEEDED_LATER if name not in sys.modules
     }
     try:
+        structures = import_module("transformers.utils.import_utils")
         with (
             _replaced(sys.modules, stand_ins),
+            _replaced(vars(structures), {"define_import_structure": _Structures(structures.define_import_structure)}),
             _replaced(vars(torch), {"_dynamo": stand_ins[_COMPILER]}),
             _replaced(vars(torch.distributed), {"is_available": lambda: False}),
         ):
@@ -81,6 +85,22 @@ def _replaced(names: dict[str, Any], others: dict[str, Any]) -> Iterator[None]:
         for name in others:
             names.pop(name, None)
         names.update(before)
+
+
+class _Structures:
+    """What the models export: what transformers has read for itself, without the names of backends that are missing."""
+
+    def __init__(self, read: Callable[..., Any]) -> None:
+        self._read = read
+
+    def __call__(self, path: str, prefix: str | None = None) -> Any:  # Any: structures of transformers
+        if prefix is not None or Path(path).parent.name != "models":
+            return self._read(path, prefix)
+        exports: dict[str, Any] = sys.modules["transformers"]._import_structure
+        of_models = {
+            name.removeprefix("models."): values for name, values in exports.items() if name.startswith("models.")
+        }
+        return {frozenset(): of_models}
 
 
 class _Compiler(ModuleType):

@@ -137,14 +137,18 @@ class JsonLines:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, records: Iterable[Mapping[str, object]]) -> None:
-        """Appends `records`, and returns once they are on the disk; call it once per round.
+        """Appends `records`, and returns once they are on the disk; call it once per round; see `append_text`."""
+        self.append_text("".join(to_json(record) + "\n" for record in records))
+
+    def append_text(self, lines: str) -> None:
+        """Appends whole lines of JSON, and returns once they are on the disk.
 
         On an exception the file is cut back to its previous length.
 
         Raises:
             OSError: the disk is full or the file cannot be written.
         """
-        content = "".join(to_json(record) + "\n" for record in records).encode()
+        content = lines.encode()
         before = self.num_bytes
         with self.path.open("ab", buffering=0) as file:
             try:

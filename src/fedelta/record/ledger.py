@@ -135,7 +135,7 @@ class Ledger:
             OSError: the disk is full; file and totals are as before.
         """
         if self.path is not None:
-            JsonLines(self.path).append(map(_row, transfers))
+            JsonLines(self.path).append_text(_rows(transfers))
         self._count(transfers)
 
     def _count(self, transfers: Iterable[Transfer]) -> None:
@@ -156,15 +156,18 @@ class Ledger:
                 groups[group] = groups.get(group, 0) + num_bytes
 
 
-def _row(transfer: Transfer) -> Record:
-    return {
-        "round": transfer.round,
-        "client_id": transfer.client_id,
-        "direction": transfer.direction,
-        "payload_bytes": transfer.payload_bytes,
-        "tensor_bytes": sum(transfer.tensor_bytes.values()),
-        "groups": dict(transfer.tensor_bytes),
-    }
+def _rows(transfers: Sequence[Transfer]) -> str:
+    """A line of JSON for each payload. Most payloads of a round are alike, so what they have in common is made once."""
+    ends: dict[object, str] = {}
+    lines = []
+    for transfer in transfers:
+        groups, direction, num_bytes = transfer.tensor_bytes, transfer.direction, transfer.payload_bytes
+        kind = (direction, num_bytes, *groups, *groups.values())
+        if kind not in ends:
+            row = {"direction": direction, "payload_bytes": num_bytes, "tensor_bytes": sum(groups.values())}
+            ends[kind] = to_json({**row, "groups": groups})[1:]
+        lines.append(f'{{"round": {transfer.round}, "client_id": {transfer.client_id}, {ends[kind]}\n')
+    return "".join(lines)
 
 
 def _transfer(path: Path, number: int, row: Record) -> Transfer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import builtins
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from itertools import count
 from typing import Any
 
 from fedelta import errors
@@ -38,45 +39,54 @@ def pack_values(packs: Sequence[Pack], downloads: Mapping[bytes, int]) -> tuple[
         for pack in packs
     ]
     memories = [pack.memories[client_id] for pack in packs for client_id in pack.payloads]
-    values = {"round": packs[0].round, "packs": clients, "uploads": uploads}
-    return values, list(map(_content, memories))
+    kept = [place for place, memory in enumerate(memories) if not memory.is_empty]
+    values = {"round": packs[0].round, "packs": clients, "uploads": uploads, "kept": kept}
+    return values, [packed(memories[place].flat()) for place in kept]
 
 
 def packs_of(values: Values, blobs: Sequence[bytes], downloads: Sequence[bytes]) -> list[Pack]:
     """The inverse of `pack_values`."""
     uploads = [tuple(names) for names in values["uploads"]]
-    memories = map(_memory, blobs)
+    kept, nothing = dict(zip(values["kept"], blobs, strict=True)), Memory()
+    places = count()
     return [
         Pack(
             values["round"],
             upload={client_id: uploads[place] for client_id, _, place in clients},
             payloads={client_id: downloads[number] for client_id, number, _ in clients},
-            memories={client_id: next(memories) for client_id, _, _ in clients},
+            memories={
+                client_id: _memory(kept[place]) if (place := next(places)) in kept else nothing
+                for client_id, _, _ in clients
+            },
         )
         for clients in values["packs"]
     ]
 
 
-def answer_values(answers: Sequence[Answer]) -> tuple[list[Values], list[bytes]]:
-    """The answers of packs."""
-    values, blobs = [], []
+def answer_values(answers: Sequence[Answer]) -> tuple[list[list[Any]], list[bytes]]:
+    """The answers of packs: a row of values for each, and the payloads and memories."""
+    rows, blobs = [], []
     for answer in answers:
-        blobs.append(answer.reply.payload)
-        if answer.memory is not None:
-            blobs.append(_content(answer.memory))
-        reply = asdict(replace(answer.reply, payload=b""))
-        values.append({**reply, "payload": None, "remembers": answer.memory is not None})
-    return values, blobs
+        reply, memory = answer.reply, answer.memory
+        blobs.append(reply.payload)
+        num_memories = None if memory is None else int(not memory.is_empty)
+        if memory is not None and num_memories:
+            blobs.append(packed(memory.flat()))
+        fault = None if reply.fault is None else asdict(reply.fault)
+        rows.append(
+            [reply.client_id, reply.num_examples, dict(reply.metrics), fault, reply.simulated_seconds, num_memories]
+        )
+    return rows, blobs
 
 
-def answers_of(values: Sequence[Values], blobs: Sequence[bytes]) -> list[Answer]:
+def answers_of(rows: Sequence[Sequence[Any]], blobs: Sequence[bytes]) -> list[Answer]:
     """The inverse of `answer_values`."""
-    answers, left = [], iter(blobs)
-    for value in values:
-        fault = value["fault"]
-        parts = {**value, "payload": next(left), "fault": None if fault is None else Fault(**fault)}
-        memory = _memory(next(left)) if parts.pop("remembers") else None
-        answers.append(Answer(Reply(**parts), memory))
+    answers, left, nothing = [], iter(blobs), Memory()
+    for client_id, num_examples, metrics, fault, simulated_seconds, num_memories in rows:
+        payload = next(left)
+        reply = Reply(client_id, num_examples, payload, metrics, fault and Fault(**fault), simulated_seconds)
+        memory = None if num_memories is None else _memory(next(left)) if num_memories else nothing
+        answers.append(Answer(reply, memory))
     return answers
 
 
@@ -124,9 +134,5 @@ def error_of(values: Values) -> BaseException:
     return error
 
 
-def _content(memory: Memory) -> bytes:
-    return b"" if memory.is_empty else packed(memory.flat())
-
-
 def _memory(content: bytes) -> Memory:
-    return Memory.from_flat(unpacked(content) if content else {})
+    return Memory.from_flat(unpacked(content))

@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from socket import AF_UNIX, SOCK_STREAM, socket, socketpair
 from typing import Any, Protocol
 
+from fedelta.engine.filling import Chunk
 from fedelta.errors import RoundError
 from fedelta.federation.measuring import BatchSums, Portion
 from fedelta.federation.memory_files import packed
@@ -20,13 +21,14 @@ from fedelta.federation.packs import Answer, Pack
 from fedelta.params import Params
 from fedelta.runtimes.crossing import answers_of, batch_sums_of, error_of, pack_values
 from fedelta.runtimes.hearing import Hearing
-from fedelta.runtimes.parcels import Parcel, receive
+from fedelta.runtimes.parcels import Inbox, Parcel
 
 logger = logging.getLogger("fedelta")
 
 _AHEAD = 2  # orders that a worker has at a time, so that it need not wait for the next
 _MOST_DEATHS = 3  # at one order
 _MOST_NAMED = 8  # clients in a message
+_DEED_OF_FILLING = "computed features of the frozen part of the model"
 
 
 class Process(Protocol):
@@ -74,6 +76,7 @@ class _Worker:
     number: int
     process: Process
     line: socket
+    inbox: Inbox
     asked: deque[_Order] = field(default_factory=deque)
 
     def fileno(self) -> int:
@@ -157,6 +160,17 @@ class Pool:
         sums = {place: batch_sums_of(values["sums"]) for place, values, _ in self._done("evaluation", orders, parcel)}
         return [sums[place] for place in range(len(portions))]
 
+    def fill(self, chunks: Sequence[Chunk]) -> None:
+        """Computes cached features, in memory that the workers share with this process.
+
+        Raises:
+            RoundError: workers die again and again at the same chunk.
+            FedeltaError: what was raised in a worker.
+        """
+        orders = [_Order(place, _DEED_OF_FILLING, partial(_chunk, it)) for place, it in enumerate(chunks)]
+        for _ in self._done("the cache", orders, Parcel({"kind": "models"})):
+            pass
+
     def _done(self, title: str, orders: Sequence[_Order], parcel: Parcel) -> Iterator[_Done]:
         """The answers to all orders, as they arrive."""
         try:
@@ -184,7 +198,7 @@ class Pool:
     def _answer(self, worker: _Worker, work: _Work) -> Iterator[_Done]:
         """The answer of a worker that has sent something; none if it has died."""
         try:
-            values, blobs = receive(worker.line)
+            values, blobs = worker.inbox.receive()
         except (EOFError, OSError):
             self._replace(worker, work)
             return
@@ -253,7 +267,7 @@ class Pool:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         inherited = [ours, *(worker.line for worker in self._workers)]
         with theirs:
-            return _Worker(number, self._start(number, theirs, inherited), ours)
+            return _Worker(number, self._start(number, theirs, inherited), ours, Inbox(ours))
 
     def close(self) -> None:
         """Ends all workers at once; they hold nothing that is needed."""
@@ -272,6 +286,10 @@ def _packs(packs: Sequence[Pack], downloads: Mapping[bytes, int]) -> Parcel:
 
 def _portion(portion: Portion) -> Parcel:
     return Parcel({"kind": "portion", "portion": asdict(portion)})
+
+
+def _chunk(chunk: Chunk) -> Parcel:
+    return Parcel({"kind": "chunk", **asdict(chunk)})
 
 
 def _training(packs: Sequence[Pack]) -> str:

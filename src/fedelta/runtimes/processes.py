@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedelta.engine.filling import Chunk
 from fedelta.federation.client import Site
 from fedelta.federation.measuring import portions_of, sums_of, totals
 from fedelta.federation.packs import Answer, Pack
@@ -30,6 +31,7 @@ from fedelta.tasks.base import Sums
 logger = logging.getLogger("fedelta")
 
 _WORTH_SECONDS = 2.0  # our choice: what a run has to save by workers before they are started unasked
+_WORTH_FILLING_SECONDS = 0.25  # likewise, by workers that fill the cache and then end
 OWN_BYTES = 128 * 2**20  # of a worker that has trained nothing yet: Python's objects, which it copies as it uses them
 
 
@@ -42,12 +44,14 @@ class Workers:
         start: prepares a site for its workers, and returns what starts one.
         start_seconds: until a worker can train.
         asked_for: start them at once; otherwise only where they save time, and memory is there.
+        share_cache: whether features that one of them computes are there for all.
     """
 
     most: int
     start: Callable[[Site], Start]
     start_seconds: float
     asked_for: bool
+    share_cache: bool = True
 
 
 class Processes:
@@ -63,7 +67,8 @@ class Processes:
         self._workers = workers
         self._may_start = False
         self._pool: Pool | None = None
-        self._pace = _Pace()
+        self._spare: Pool | None = None  # has filled the cache, and ends if training does not need it
+        self._pace, self._filling_pace = _Pace(), _Pace()
 
     @contextmanager
     def at_work(self) -> Iterator[Callable[[], Sequence[int]]]:
@@ -79,6 +84,7 @@ class Processes:
             if self._pool is not None:
                 self._pool.close()
             self._pool = None
+            self._dismiss()
 
     @property
     def most_workers(self) -> int:
@@ -95,6 +101,7 @@ class Processes:
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`."""
+        self._fill(self.site.chunks(payloads))
         packs = deque(self.site.packs(plan, payloads))
         self._pace.work_of_round = sum(map(self.site.work_of, payloads))
         decoded: dict[bytes, Params] = {}
@@ -104,9 +111,12 @@ class Processes:
                 yield from map(self.site.take, pool.train(bundles))
                 return
             yield from map(self.site.take, self._alone(packs.popleft(), decoded))
+        self._dismiss()
 
     def sums_of(self, models: Sequence[Params]) -> list[list[Sums]]:
         """The sums of each model on the site's test data, at each exit; the workers share them, if there are any."""
+        self._fill(self.site.chunks_of_test())
+        self._dismiss()
         if self._pool is None:
             return sums_of(self.site, models)
         portions = portions_of(self.site, len(models))
@@ -133,8 +143,56 @@ class Processes:
         if self._pool is None and self._may_start and len(packs) > 1:
             wanted = self._workers.most if self._workers.asked_for else self._worthwhile(packs)
             if wanted:
-                self._pool = Pool(self._workers.start(self.site), wanted)
+                self._pool = self._hired(wanted)
         return self._pool
+
+    def _hired(self, wanted: int) -> Pool:
+        """A pool of so many workers: those that have filled the cache, or new ones."""
+        if self._spare is None or len(self._spare.peaks) != wanted:
+            self._dismiss()
+            return Pool(self._workers.start(self.site), wanted)
+        pool, self._spare = self._spare, None
+        return pool
+
+    def _dismiss(self) -> None:
+        """Ends workers that are not known to be worth it."""
+        if self._spare is not None:
+            self._spare.close()
+        self._spare = None
+
+    def _fill(self, chunks: Iterable[Chunk]) -> None:
+        """Computes features for the cache, in workers where they save time."""
+        waiting = deque(chunks if self._workers.share_cache else ())
+        while waiting:
+            if (pool := self._pool_to_fill(waiting)) is not None:
+                pool.fill(waiting)
+                return
+            chunk = waiting.popleft()
+            self._filling_pace.begin()
+            started = time.perf_counter()
+            self.site.fill(chunk)
+            self._filling_pace.note(time.perf_counter() - started, len(chunk.rows))
+
+    def _pool_to_fill(self, chunks: deque[Chunk]) -> Pool | None:
+        """The pool that is to compute these chunks; None: this process.
+
+        Workers that were not asked for are kept only if training turns out to need them as well.
+        """
+        if self._pool is None and self._may_start and self._workers.asked_for:
+            self._pool = self._hired(self._workers.most)
+        if self._pool is None and (num_workers := self._worth_filling(chunks)):
+            self._spare = self._hired(num_workers)
+        return self._pool or self._spare
+
+    def _worth_filling(self, chunks: deque[Chunk]) -> int:
+        """How many workers would save enough time by computing these chunks, and fit into memory; 0 for none."""
+        pace, num_workers = self._filling_pace, min(self._workers.most, len(chunks))
+        if not self._may_start or num_workers < 2 or pace.seconds_per_work is None:
+            return 0
+        seconds = pace.seconds_per_work * sum(len(chunk.rows) for chunk in chunks)
+        if seconds * (1 - 1 / num_workers) - self._workers.start_seconds < _WORTH_FILLING_SECONDS:
+            return 0
+        return pace.fitting(num_workers)
 
     def _worthwhile(self, packs: deque[Pack]) -> int:
         """How many workers would save enough time, and fit into memory; 0 for none."""
@@ -146,24 +204,15 @@ class Processes:
         seconds = self._pace.seconds_per_work * (left + later)
         if seconds * (1 - 1 / num_workers) - self._workers.start_seconds < _WORTH_SECONDS:
             return 0
-        return self._fitting(num_workers)
-
-    def _fitting(self, num_workers: int) -> int:
-        """How many of so many workers fit into memory; 0 where two do not."""
-        available = available_bytes()
-        if available is None or self._pace.resident_bytes is None:
-            return num_workers
-        # As much as training has taken here, on top of what all processes share.
-        worker_bytes = max(0, peak_memory_bytes() - self._pace.resident_bytes) + OWN_BYTES
-        if (fitting := min(num_workers, available // worker_bytes)) >= 2:
-            return int(fitting)
-        logger.info("training stays in one process: two workers would take %d MiB.", 2 * worker_bytes // 2**20)
-        self._workers = replace(self._workers, most=1)
-        return 0
+        if not (fitting := self._pace.fitting(num_workers)):
+            needed = 2 * self._pace.worker_bytes // 2**20
+            logger.info("training stays in one process: two workers would take %d MiB.", needed)
+            self._workers = replace(self._workers, most=1)
+        return fitting
 
 
 class _Pace:
-    """How fast this process trains, and from how much memory it started."""
+    """How fast this process works, and what memory it takes for that."""
 
     def __init__(self) -> None:
         self.seconds_per_work: float | None = None
@@ -172,12 +221,32 @@ class _Pace:
 
     def timed(self, answers: Iterator[Answer], work: float) -> Iterator[Answer]:
         """`answers`, of a pack of so much work; counts only the time that they themselves take."""
-        self.resident_bytes = self.resident_bytes or resident_bytes()
+        self.begin()
         seconds, started = 0.0, time.perf_counter()
         for answer in answers:
             seconds += time.perf_counter() - started
             yield answer
             started = time.perf_counter()
-        pace = (seconds + time.perf_counter() - started) / work
-        # The fastest pack: the first one also fills caches.
+        self.note(seconds + time.perf_counter() - started, work)
+
+    def begin(self) -> None:
+        """Remembers the memory of the process before its first work."""
+        self.resident_bytes = self.resident_bytes or resident_bytes()
+
+    def note(self, seconds: float, work: float) -> None:
+        """Takes notice of work that is done. The fastest counts: the first also allocates memory."""
+        pace = seconds / work
         self.seconds_per_work = min(pace, self.seconds_per_work or pace)
+
+    def fitting(self, num_workers: int) -> int:
+        """How many of so many workers fit into memory; 0 where two do not."""
+        available = available_bytes()
+        if available is None or self.resident_bytes is None:
+            return num_workers
+        fitting = min(num_workers, available // self.worker_bytes)
+        return int(fitting) if fitting >= 2 else 0
+
+    @property
+    def worker_bytes(self) -> int:
+        """What a worker takes: as much as the work has taken here, on top of what all processes share."""
+        return max(0, peak_memory_bytes() - (self.resident_bytes or 0)) + OWN_BYTES

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from multiprocessing import parent_process
 from socket import socket
 
+from fedelta.engine.filling import Chunk
 from fedelta.federation.client import Site
 from fedelta.federation.measuring import Portion, measured
 from fedelta.federation.memory_files import unpacked
 from fedelta.params import Params
 from fedelta.record.environment import peak_memory_bytes
 from fedelta.runtimes.crossing import Values, answer_values, error_values, packs_of, sums_values
-from fedelta.runtimes.parcels import Outbox, receive
+from fedelta.runtimes.parcels import Inbox, Outbox
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -50,10 +51,10 @@ def work(run: socket, site: Callable[[], Site], parent: int) -> None:
 def _serve(run: socket, make: Callable[[], Site]) -> None:
     heard: list[Values] = []
     _report_to(heard)
-    bench, outbox = _Bench(make), Outbox()
+    bench, inbox, outbox = _Bench(make), Inbox(run), Outbox()
     while True:
         try:
-            values, blobs = receive(run)
+            values, blobs = inbox.receive()
         except (EOFError, OSError):
             return
         if values["kind"] in ("downloads", "models"):
@@ -94,6 +95,9 @@ class _Bench:
         if order["kind"] == "portion":
             portion = Portion(**order["portion"])
             return {"sums": sums_values(measured(self._site, portion, self._models[portion.model]))}, []
+        if order["kind"] == "chunk":
+            self._site.fill(Chunk(tuple(order["rows"]), order["of_test"]))
+            return {}, []
         packs = packs_of(order["packs"], blobs, self._downloads)
         answers, blobs = answer_values([answer for pack in packs for answer in self._site.train(pack, self._decoded)])
         return {"answers": answers}, blobs

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
-from torch.nn import functional
+
+from fedelta.models.frozen import linear
 
 
 def low_rank_linear(
@@ -60,7 +61,7 @@ class _LowRankLinear(Function):
         ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_ARI: Tensor, b_AOR: Tensor, scale: float,
         rows: Sequence[int],
     ) -> Tensor:  # fmt: skip
-        y_NO = functional.linear(x_NI, weight_OI, bias_O)
+        y_NO = linear(x_NI, weight_OI, bias_O)
         up_ARO = b_AOR.transpose(1, 2).mul(scale).contiguous()
         lows = []
         for lanes, (x_AnI, y_AnO) in _parts(rows, x_NI, y_NO):
@@ -77,7 +78,7 @@ class _LowRankLinear(Function):
         x_NI, weight_OI, a_ARI, up_ARO, *lows = ctx.saved_tensors
         grad_NO, of_a_ARI, of_up_ARO = grad_NO.contiguous(), torch.empty_like(a_ARI), torch.empty_like(up_ARO)
         # The first tuned layer of a model needs no gradient of its input.
-        of_x_NI = grad_NO @ weight_OI if ctx.needs_input_grad[0] else None
+        of_x_NI = linear(grad_NO, weight_OI.T) if ctx.needs_input_grad[0] else None
         parts = _parts(ctx.rows, x_NI, grad_NO, *([] if of_x_NI is None else [of_x_NI]))
         for low_ARn, (lanes, (x_AnI, grad_AnO, *of_x_AnI)) in zip(lows, parts, strict=True):
             of_low_ARn = torch.bmm(up_ARO[lanes], grad_AnO.transpose(1, 2))

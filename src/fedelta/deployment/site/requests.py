@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedelta.data.clients import Name
 from fedelta.errors import PayloadError
-from fedelta.federation.replies import safe_repr
+from fedelta.federation.form import safe_repr
 
 _MAX_CLIENTS = 1_000_000
 _NUM_SHOWN = 200

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from tests.pretraining.test_words import RECIPE
 
-from fedelta.assembly.fitting import with_tokens
+from fedelta.assembly.lanes import with_tokens
 from fedelta.config import Config, load_config
 from fedelta.models.hub import Backbone, build
 from fedelta.tasks.language import Language
@@ -25,14 +25,14 @@ def config(*overrides: str) -> Config:
 
 def test_the_tokens_of_all_lanes_stay_in_the_cache(backbone: Backbone):
     # 8 rows of 64 tokens with 128 features are 2^16 numbers: 4 lanes are 2^18.
-    assert with_tokens(config(), backbone, 8) == 4
-    assert with_tokens(config("client.batch_size=64"), backbone, 8) == 1
+    assert with_tokens(config(), backbone, 8, batch_size=8) == 4
+    assert with_tokens(config(), backbone, 8, batch_size=64) == 1
 
 
 def test_fewer_lanes_and_lanes_of_the_user_stay(backbone: Backbone):
-    assert with_tokens(config(), backbone, 2) == 2
-    assert with_tokens(config("runtime.lanes=8"), backbone, 8) == 8
+    assert with_tokens(config(), backbone, 2, batch_size=8) == 2
+    assert with_tokens(config("runtime.lanes=8"), backbone, 8, batch_size=8) == 8
 
 
 def test_other_models_keep_their_lanes(backbone: Backbone):
-    assert with_tokens(config(), replace(backbone, modality=None), 8) == 8
+    assert with_tokens(config(), replace(backbone, modality=None), 8, batch_size=8) == 8
