@@ -101,6 +101,7 @@ class LaneBank:
             params: anchors, by name.
             local: values that differ from their anchors, by name.
         """
+        self._settle(self._changes.keys() - params.keys())
         if self._recent_row is not None and self._are_recent(params):
             for rows in self._rows:
                 rows[lane].copy_(self._recent_row)
@@ -265,10 +266,10 @@ class LaneBank:
         """What wide weights have changed by, apart from their values."""
         return {} if self.dense_layers is None else self.dense_layers.changes
 
-    def _settle(self) -> None:
-        """Adds the changes of wide weights to their values."""
-        for name, change in self._changes.items():
-            change.settle(self._view(self._values, name)[0])
+    def _settle(self, names: Collection[str] | None = None) -> None:
+        """Adds the changes of these wide weights to their values; None: of all."""
+        for name in self._changes if names is None else names:
+            self._changes[name].settle(self._view(self._values, name)[0])
 
     def _adopt(self, parameter: nn.Parameter, name: str) -> None:
         values = self._view(self._values, name)
