@@ -198,6 +198,16 @@ def test_an_anchor_whose_values_were_written_to_is_loaded_again():
     assert torch.equal(engine.bank.read(0)["hidden.weight"], anchor["hidden.weight"])
 
 
+def test_an_anchor_may_be_one_whose_writes_pytorch_does_not_count():
+    bank, start = engine_of().bank, start_of(engine_of())
+    with torch.inference_mode():
+        anchor = {name: tensor.clone() for name, tensor in start.items()}
+        bank.load(0, anchor)
+        anchor["hidden.weight"] += 1
+        bank.load(0, anchor)
+    assert torch.equal(bank.read(0)["hidden.weight"], anchor["hidden.weight"])
+
+
 def test_a_job_may_have_its_own_rate_and_its_own_value():
     engine = engine_of(local_epochs=1)
     anchor = start_of(engine)

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import nan
 from weakref import ref
 
 import torch
@@ -51,7 +52,7 @@ class Change:
         self._num_rows = 0
         self.dtype = weight.dtype
         self._anchor: Callable[[], Tensor | None] = lambda: None
-        self._version = 0
+        self._version = 0.0
         self.is_all = False
 
     def restart(self, anchor: Tensor | None) -> None:
@@ -59,11 +60,13 @@ class Change:
         self._num_rows, self.is_all = 0, anchor is not None
         if anchor is not None:
             # A weak reference, because the anchor may keep a whole download in memory.
-            self._anchor, self._version = ref(anchor), anchor._version
+            self._anchor, self._version = ref(anchor), times_written(anchor)
 
     def is_of(self, anchor: Tensor | None) -> bool:
         """Whether the weight itself still has the values of `anchor`."""
-        return self.is_all and anchor is not None and self._anchor() is anchor and self._version == anchor._version
+        return (
+            self.is_all and anchor is not None and self._anchor() is anchor and self._version == times_written(anchor)
+        )
 
     def add(self, left_NO: Tensor, right_NI: Tensor, alpha: float) -> bool:
         """Adds `alpha` times a product; returns False, and does nothing, if it has too many rows."""
@@ -133,6 +136,11 @@ class Product:
 
 
 Gradient = Tensor | Product
+
+
+def times_written(tensor: Tensor) -> float:
+    """How often the memory of a tensor has been written to; not a number, unlike itself, if PyTorch does not count."""
+    return nan if tensor.is_inference() else tensor._version
 
 
 def dense(gradient: Gradient) -> Tensor:
