@@ -42,6 +42,25 @@ def test_a_loaded_lane_is_what_the_module_computes_with():
     assert layer.bias.tolist() == [[3.0], [7.0]]
 
 
+def test_tensors_that_were_written_to_since_are_loaded_again():
+    bank, _ = bank_and_layer()
+    anchor = {"weight": tensor([[5.0, 6.0]]), "bias": tensor([7.0])}
+    bank.load(0, anchor)
+    anchor["weight"] += 1
+    bank.load(1, anchor)
+    assert bank.read(1)["weight"].tolist() == [[6.0, 7.0]]
+
+
+def test_tensors_whose_writes_pytorch_does_not_count_are_loaded_each_time():
+    bank, _ = bank_and_layer()
+    with torch.inference_mode():
+        anchor = {"weight": tensor([[5.0, 6.0]]), "bias": tensor([7.0])}
+        bank.load(0, anchor)
+        anchor["weight"] += 1
+        bank.load(1, anchor)
+    assert bank.read(1)["weight"].tolist() == [[6.0, 7.0]]
+
+
 def test_a_delta_is_values_minus_anchor():
     # loaded 5, 6, 7; moved by 0.5
     bank, _ = bank_and_layer()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import repeat
+from typing import Literal
 
 import pytest
 import torch
 from tests.builders import ReadyInputs, assert_close, assert_same_bits, deltas_of, jobs_for, start_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
+from torch.utils.checkpoint import checkpoint
 
 from fedelta.data.batches import Examples, batches
 from fedelta.engine.lanes import LaneEngine
@@ -95,13 +97,45 @@ class Elsewhere(Wide):
         return self.hidden(x).relu() + linear(x / 2, self.hidden.weight)
 
 
-def engine_of(model: type[Wide] = Wide, optimizer: Optimizer = PLAIN, **client: object) -> LaneEngine:
+class Again(Wide):
+    """Computes its features a second time for the gradient, instead of keeping what this needs."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return checkpoint(super().features, x, use_reentrant=False)
+
+
+class Measured(Wide):
+    """Reads the weight, and has no gradient of what it reads."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.hidden(x).relu() * (1 + self.hidden.weight.detach().norm())
+
+
+class Narrowing(Wide):
+    """Two wide layers, of which the second has inputs of the precision that the first computes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(256, 512)
+        self.third = nn.Linear(512, 256)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.third(self.second(super().features(x)))
+
+
+def engine_of(
+    model: type[Wide] = Wide,
+    optimizer: Optimizer = PLAIN,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    **client: object,
+) -> LaneEngine:
     torch.manual_seed(0)
     backbone, lanes = Backbone(model(), Anatomy(("head",))), Lanes(1)
     spec = Full().apply(backbone, lanes, stream(0))
     x, y = torch.randn(30, 512, generator=stream(0, "x")), torch.randint(3, (30,), generator=stream(0, "y"))
     settings = ClientSettings(**({"optimizer": optimizer, "batch_size": 4, "local_epochs": 3} | client))
-    return LaneEngine(backbone, spec, lanes, Examples(ReadyInputs({"x": x}), Labels(y)), client=settings, rule=Plain())
+    examples = Examples(ReadyInputs({"x": x}), Labels(y))
+    return LaneEngine(backbone, spec, lanes, examples, client=settings, rule=Plain(), compute_dtype=compute_dtype)
 
 
 def torch_delta(model: type[Wide], optimizer: type[torch.optim.Optimizer], options: dict[str, object]) -> Params:
@@ -132,12 +166,12 @@ def test_a_wide_layer_takes_the_steps_of_torchs_optimizer(
     assert_close(delta, torch_delta(Wide, reference, options), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("model", [Wide, ByName, Tokens, Twice, Tied, Elsewhere])
+@pytest.mark.parametrize("model", [Wide, ByName, Tokens, Twice, Tied, Elsewhere, Again, Measured])
 def test_a_layer_may_be_used_in_any_way(model: type[Wide]):
     engine = engine_of(model)
     delta = deltas_of(engine, jobs_for([12], start_of(engine)))[0]
     assert_close(delta, torch_delta(model, torch.optim.SGD, {}), rtol=1e-3, atol=1e-6)
-    assert is_product(engine) == (model not in (Twice, Tied, Elsewhere))
+    assert is_product(engine) == (model in (Wide, ByName, Tokens))
 
 
 def test_a_weight_that_is_used_elsewhere_is_noted():
@@ -164,6 +198,16 @@ def test_an_anchor_whose_values_were_written_to_is_loaded_again():
     assert torch.equal(engine.bank.read(0)["hidden.weight"], anchor["hidden.weight"])
 
 
+def test_an_anchor_may_be_one_whose_writes_pytorch_does_not_count():
+    bank, start = engine_of().bank, start_of(engine_of())
+    with torch.inference_mode():
+        anchor = {name: tensor.clone() for name, tensor in start.items()}
+        bank.load(0, anchor)
+        anchor["hidden.weight"] += 1
+        bank.load(0, anchor)
+    assert torch.equal(bank.read(0)["hidden.weight"], anchor["hidden.weight"])
+
+
 def test_a_job_may_have_its_own_rate_and_its_own_value():
     engine = engine_of(local_epochs=1)
     anchor = start_of(engine)
@@ -186,6 +230,26 @@ def test_what_is_read_while_a_change_is_pending_has_the_change():
     assert change.add(torch.ones(1, 256), torch.ones(1, 512), -2.0)
     torch.testing.assert_close(bank.read(0)["hidden.weight"], before - 2)
     torch.testing.assert_close(bank.delta(0)["hidden.weight"], torch.full((256, 512), -2.0))
+
+
+def test_a_weight_that_is_not_loaded_keeps_its_change():
+    bank = engine_of().bank
+    bank.load(0, start_of(engine_of()))
+    before = bank.read(0)["hidden.weight"]
+    bank.load(0, start_of(engine_of()))
+    assert bank.dense_layers.changes["hidden.weight"].add(torch.ones(1, 256), torch.ones(1, 512), -2.0)
+    bank.load(0, {"head.bias": torch.ones(3)})
+    torch.testing.assert_close(bank.read(0)["hidden.weight"], before - 2)
+    assert not bank.delta(0)["hidden.weight"].any()
+
+
+@pytest.mark.parametrize("optimizer", [PLAIN, Sgd(momentum=0.9), Sgd(momentum=0.0, weight_decay=0.1)])
+def test_in_half_precision_weights_are_still_trained_in_full(optimizer: Optimizer):
+    half, full = engine_of(Narrowing, optimizer, "bfloat16"), engine_of(Narrowing, optimizer)
+    delta = deltas_of(half, jobs_for([12], start_of(half)))[0]
+    expected = deltas_of(full, jobs_for([12], start_of(full)))[0]
+    for name, tensor in expected.items():  # 8 bits of each number, and as many of what the next step starts from
+        assert torch.linalg.vector_norm(delta[name] - tensor) < 0.1 * torch.linalg.vector_norm(tensor), name
 
 
 def test_a_confined_client_keeps_a_wide_weight_that_it_does_not_train():

@@ -62,6 +62,38 @@ def test_values_and_gradients_are_those_of_pytorch(layer: str, shape: tuple[int,
 
 
 @needs_onednn
+@pytest.mark.parametrize("bias", [random(48)[::2], random(1).expand(24), random(1, 24), random(1)])
+def test_a_bias_in_another_form_is_added_by_pytorch(bias: Tensor, calls: list[tuple[int, ...]]):
+    x, weight = random(40, 16, part=1), random(24, 16)
+    with FrozenLinears():
+        y = functional.linear(x, weight, bias)
+    torch.testing.assert_close(y, x @ weight.T + bias)
+    assert calls == []
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(40, 16), (8, 5, 16)])
+def test_a_model_may_write_to_the_outputs(shape: tuple[int, ...], calls: list[tuple[int, ...]]):
+    x, layer = random(*shape).requires_grad_(), nn.Linear(16, 24).requires_grad_(False)
+    with FrozenLinears():
+        (grad,) = torch.autograd.grad(layer(x).relu_().sum(), x)
+    (expected,) = torch.autograd.grad((x @ layer.weight.T + layer.bias).relu().sum(), x)
+    torch.testing.assert_close(grad, expected)
+    assert len(calls) == 2
+
+
+@needs_onednn
+def test_a_gradient_has_a_gradient(calls: list[tuple[int, ...]]):
+    # Of f(x) = |W x|^2 / 2 the gradient is g = W^T W x, and that of |g|^2 / 2 is W^T W g.
+    x, weight = random(40, 16, part=1).requires_grad_(), random(24, 16)
+    with FrozenLinears():
+        (grad,) = torch.autograd.grad(functional.linear(x, weight).square().sum() / 2, x, create_graph=True)
+        (of_grad,) = torch.autograd.grad(grad.square().sum() / 2, x)
+    torch.testing.assert_close(of_grad, (grad @ weight.T @ weight).detach(), rtol=1e-4, atol=1e-3)
+    assert calls
+
+
+@needs_onednn
 def test_the_first_tokens_of_samples_need_not_lie_together(calls: list[tuple[int, ...]]):
     layer = nn.Linear(16, 24).requires_grad_(False)
     first = random(60, 5, 16)[:, :1]

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from operator import is_
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from fedelta.engine.products import Change, DenseLayers, Gradient, Use, dense
+from fedelta.engine.products import Change, DenseLayers, Gradient, Use, dense, times_written
 from fedelta.params import Params, ParamSpec
 
 _NO_TENSORS: Mapping[str, Tensor] = MappingProxyType({})
@@ -68,7 +67,7 @@ class LaneBank:
         self._grads: list[Gradient] = []  # of the last loss, by tensor
         self._rows = self._values.unbind(), self._anchors.unbind()
         # The tensors that a lane was last filled with, and the row of them: most strategies send all clients the same.
-        self._recent: tuple[Tensor, ...] = ()
+        self._recent: list[tuple[Tensor, float]] = []  # with how often they had been written to
         self._recent_row: Tensor | None = None
         for name in spec:
             self._adopt(module.get_parameter(name), name)
@@ -101,6 +100,7 @@ class LaneBank:
             params: anchors, by name.
             local: values that differ from their anchors, by name.
         """
+        self._settle(self._changes.keys() - params.keys())
         if self._recent_row is not None and self._are_recent(params):
             for rows in self._rows:
                 rows[lane].copy_(self._recent_row)
@@ -112,7 +112,8 @@ class LaneBank:
             self._fill(lane, params)
             self._anchors[lane] = self._values[lane]
             if self.num_lanes > 1 and len(params) == len(self._places):
-                self._recent, self._recent_row = tuple(params.values()), self._rows[1][lane].clone()
+                self._recent = [(tensor, times_written(tensor)) for tensor in params.values()]
+                self._recent_row = self._rows[1][lane].clone()
         self._fill(lane, local)
         for name, change in self._changes.items():
             change.restart(None if name in local else params.get(name))
@@ -248,8 +249,11 @@ class LaneBank:
             self._pinned[target] = self._pinned[source]
 
     def _are_recent(self, params: Mapping[str, Tensor]) -> bool:
-        """Whether these are all tensors, and those of `_recent`; their names are in the same order."""
-        return len(params) == len(self._recent) and all(map(is_, params.values(), self._recent))
+        """Whether these are all tensors, and those of `_recent` as they were; their names are in the same order."""
+        return len(params) == len(self._recent) and all(
+            tensor is recent and times_written(tensor) == num
+            for tensor, (recent, num) in zip(params.values(), self._recent, strict=True)
+        )
 
     def _fill(self, lane: int, params: Mapping[str, Tensor]) -> None:
         if not params:
@@ -265,10 +269,10 @@ class LaneBank:
         """What wide weights have changed by, apart from their values."""
         return {} if self.dense_layers is None else self.dense_layers.changes
 
-    def _settle(self) -> None:
-        """Adds the changes of wide weights to their values."""
-        for name, change in self._changes.items():
-            change.settle(self._view(self._values, name)[0])
+    def _settle(self, names: Collection[str] | None = None) -> None:
+        """Adds the changes of these wide weights to their values; None: of all."""
+        for name in self._changes if names is None else names:
+            self._changes[name].settle(self._view(self._values, name)[0])
 
     def _adopt(self, parameter: nn.Parameter, name: str) -> None:
         values = self._view(self._values, name)

@@ -162,6 +162,7 @@ class SharedModel:
         exits, tried = range(1, len(self.blocks) + 1), set[str]()
 
         def noted(rows: Tensor) -> list[Tensor]:
+            layers.set_apart()
             with layers.noted(also_thick=True):
                 outputs = self.outputs(train.inputs, rows, exits)
             tried.update(layers.in_use)

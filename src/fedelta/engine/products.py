@@ -11,7 +11,7 @@ cache of a core is read twice in a step, forwards and backwards, and never writt
 
 The model runs as it is. A hook adds A (B x), notes the inputs of a layer and where its outputs are in autograd's graph,
 which then gives their gradient in place of the weight's. That these come to the same, because the model uses the weight
-nowhere else, is tried on a few rows before training.
+nowhere else, is tried on a few rows before training, with a part of every weight in A and B.
 
 Shapes: N rows of a layer's inputs, R rows of all products, I features in, O features out.
 """
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import nan
 from weakref import ref
 
 import torch
@@ -39,6 +40,7 @@ class Change:
     """What was added to the weight of a layer since it was loaded, as far as it is kept as a product.
 
     Attributes:
+        dtype: of the weight.
         is_all: whether the weight itself is as it was loaded.
     """
 
@@ -48,8 +50,9 @@ class Change:
         self._left_RO = weight.new_empty(self._most_rows, num_outputs)
         self._right_RI = weight.new_empty(self._most_rows, num_inputs)
         self._num_rows = 0
+        self.dtype = weight.dtype
         self._anchor: Callable[[], Tensor | None] = lambda: None
-        self._version = 0
+        self._version = 0.0
         self.is_all = False
 
     def restart(self, anchor: Tensor | None) -> None:
@@ -57,11 +60,13 @@ class Change:
         self._num_rows, self.is_all = 0, anchor is not None
         if anchor is not None:
             # A weak reference, because the anchor may keep a whole download in memory.
-            self._anchor, self._version = ref(anchor), anchor._version
+            self._anchor, self._version = ref(anchor), times_written(anchor)
 
     def is_of(self, anchor: Tensor | None) -> bool:
         """Whether the weight itself still has the values of `anchor`."""
-        return self.is_all and anchor is not None and self._anchor() is anchor and self._version == anchor._version
+        return (
+            self.is_all and anchor is not None and self._anchor() is anchor and self._version == times_written(anchor)
+        )
 
     def add(self, left_NO: Tensor, right_NI: Tensor, alpha: float) -> bool:
         """Adds `alpha` times a product; returns False, and does nothing, if it has too many rows."""
@@ -72,6 +77,14 @@ class Change:
         self._right_RI[self._num_rows : end] = right_NI
         self._num_rows = end
         return True
+
+    def take_part_of(self, weight_OI: Tensor) -> None:
+        """Makes a product with one row a change, and takes it away from the weight: the layer stays the same."""
+        left_1O, right_1I = weight_OI[:, :1].T.clone(), weight_OI[:1].clone()
+        alpha = 1 / float(weight_OI.square().mean().sqrt().clamp(min=1e-6))
+        if self.add(left_1O, right_1I, alpha):
+            weight_OI.addmm_(left_1O.T, right_1I, alpha=-alpha)
+        self.is_all = False
 
     def settle(self, weight_OI: Tensor) -> None:
         """Adds the change to the weight."""
@@ -123,6 +136,11 @@ class Product:
 
 
 Gradient = Tensor | Product
+
+
+def times_written(tensor: Tensor) -> float:
+    """How often the memory of a tensor has been written to; not a number, unlike itself, if PyTorch does not count."""
+    return nan if tensor.is_inference() else tensor._version
 
 
 def dense(gradient: Gradient) -> Tensor:
@@ -184,6 +202,12 @@ class DenseLayers:
         self._layers = {name: layer for name, layer in self._layers.items() if name in names}
         self.changes = {name: change for name, change in self.changes.items() if name in names}
 
+    @torch.no_grad()
+    def set_apart(self) -> None:
+        """Makes a part of every weight a change, which the layers have in `noted` only; for a trial."""
+        for name, layer in self._layers.items():
+            self.changes[name].take_part_of(layer.get_parameter("weight").detach())
+
     @contextmanager
     def noted(self, *, also_thick: bool = False) -> Iterator[None]:
         """A context in which layers have their changes, and in which it is noted how they are used.
@@ -213,8 +237,9 @@ class DenseLayers:
                 outputs = outputs + more
             if outputs.requires_grad:
                 is_thin = also_thick or inputs.numel() + outputs.numel() <= num_scalars
-                # Under autocast a layer computes in another precision than its inputs have.
-                is_product = is_thin and name not in self._uses and inputs.dtype == outputs.dtype
+                # Under autocast a layer computes in another precision than its weight has.
+                has_precision = inputs.dtype == outputs.dtype == change.dtype
+                is_product = is_thin and name not in self._uses and has_precision
                 self._uses[name] = _use(inputs, outputs) if is_product else None
             return outputs
 

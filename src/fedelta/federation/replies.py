@@ -160,7 +160,7 @@ class Intake:
         if not isinstance(reply, Reply):
             self._strays.append(safe_repr(type(reply)))
             return
-        if not _is_as_usual(reply):
+        if type(reply) is not Reply or not _is_as_usual(reply):
             client_id = whole_number(reply.client_id)
             if client_id is None or abs(client_id) >= 2**63:
                 self._strays.append(f"a reply with the client id {safe_repr(reply.client_id)}")

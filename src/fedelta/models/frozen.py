@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -25,7 +25,7 @@ _LARGE = 2**24
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The linear layer x W^T + b without a gradient, [..., I] to [..., O]; W [O, I] may be a transposed matrix."""
-    if not _is_large(x, weight):
+    if not _is_large(x, weight, bias):
         return functional.linear(x, weight, bias)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
@@ -40,9 +40,8 @@ class FrozenLinears(TorchFunctionMode):
     ) -> Any:
         if func is functional.linear and not kwargs:
             x, weight, bias = (*args, None)[:3]
-            if not (weight.requires_grad or (bias is not None and bias.requires_grad)) and _is_large(x, weight):
-                needs_gradient = x.requires_grad and torch.is_grad_enabled()
-                return _Frozen.apply(x, weight, bias) if needs_gradient else linear(x, weight, bias)  # type: ignore[no-untyped-call]  # PyTorch's
+            if not (weight.requires_grad or (bias is not None and bias.requires_grad)) and _is_large(x, weight, bias):
+                return _frozen(x, weight, bias)
         return func(*args, **kwargs)
 
 
@@ -54,8 +53,17 @@ def gains(module: nn.Module) -> bool:
     return any(not tensor.requires_grad and _may_be_large(tensor, 2**12) for tensor in tensors)
 
 
+def _frozen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` with the gradient of `x`, if one is needed."""
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return linear(x, weight, bias)
+    # Rows, because oneDNN's operation gives a view for any other shape, and a model may write to no view of a function.
+    y: Tensor = _Frozen.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]  # PyTorch's
+    return y.view(*x.shape[:-1], y.shape[1])
+
+
 class _Frozen(Function):
-    """`linear` with the gradient of `x`."""
+    """`linear` of rows [N, I], with the gradient of `x`, which has one too."""
 
     # Any: a context has the attributes that a function gives it.
     @staticmethod
@@ -64,17 +72,19 @@ class _Frozen(Function):
         return linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        return linear(grad, weight.T), None, None
+        return _frozen(grad, weight.T, None), None, None
 
 
-def _is_large(x: Tensor, weight: Tensor) -> bool:
+def _is_large(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        _may_be_large(weight, x.numel() // max(1, x.shape[-1]))
-        and x.dtype == torch.float32
+        x.dtype == torch.float32
+        and not x.is_nested
+        and _may_be_large(weight, x.numel() // max(1, x.shape[-1]))
         and x.shape[-1] == weight.shape[-1]
+        # oneDNN reads a bias as if it lay in one piece.
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype and bias.is_contiguous()))
         and not torch.is_autocast_enabled("cpu")
     )
 
