@@ -23,6 +23,8 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.strategies.local import Plain
+from fedelta.tasks.base import Task
+from fedelta.tasks.classification import Classification
 from fedelta.tasks.labels import Labels
 from fedelta.tuning.full import Full
 from fedelta.tuning.lanes import Lanes
@@ -127,6 +129,7 @@ def engine_of(
     model: type[Wide] = Wide,
     optimizer: Optimizer = PLAIN,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    task: Task = Classification(),  # noqa: B008 a frozen value
     **client: object,
 ) -> LaneEngine:
     torch.manual_seed(0)
@@ -135,10 +138,14 @@ def engine_of(
     x, y = torch.randn(30, 512, generator=stream(0, "x")), torch.randint(3, (30,), generator=stream(0, "y"))
     settings = ClientSettings(**({"optimizer": optimizer, "batch_size": 4, "local_epochs": 3} | client))
     examples = Examples(ReadyInputs({"x": x}), Labels(y))
-    return LaneEngine(backbone, spec, lanes, examples, client=settings, rule=Plain(), compute_dtype=compute_dtype)
+    return LaneEngine(
+        backbone, spec, lanes, examples, client=settings, rule=Plain(), compute_dtype=compute_dtype, task=task
+    )
 
 
-def torch_delta(model: type[Wide], optimizer: type[torch.optim.Optimizer], options: dict[str, object]) -> Params:
+def torch_delta(
+    model: type[Wide], optimizer: type[torch.optim.Optimizer], options: dict[str, object], weights: Tensor | None = None
+) -> Params:
     """What the 12 rows of client 0 change in three passes of batches of 4, by torch alone."""
     torch.manual_seed(0)
     module = model()
@@ -147,7 +154,7 @@ def torch_delta(model: type[Wide], optimizer: type[torch.optim.Optimizer], optio
     stepper = optimizer(module.parameters(), lr=0.05, **options)
     for rows in batches(torch.arange(12), 4, 9, repeat(stream(0, "batches", 0))):
         stepper.zero_grad()
-        cross_entropy(module(x[rows]), y[rows]).backward()
+        cross_entropy(module(x[rows]), y[rows], weights).backward()
         stepper.step()
     return {name: tensor.detach() - start[name] for name, tensor in module.named_parameters()}
 
@@ -172,6 +179,15 @@ def test_a_layer_may_be_used_in_any_way(model: type[Wide]):
     delta = deltas_of(engine, jobs_for([12], start_of(engine)))[0]
     assert_close(delta, torch_delta(model, torch.optim.SGD, {}), rtol=1e-3, atol=1e-6)
     assert is_product(engine) == (model in (Wide, ByName, Tokens))
+
+
+def test_rows_may_have_weights_in_the_mean():
+    weights = {"0": 3.0, "1": 1.0, "2": 0.5}
+    engine = engine_of(task=Classification(class_weights=weights))
+    delta = deltas_of(engine, jobs_for([12], start_of(engine)))[0]
+    assert is_product(engine)
+    expected = torch_delta(Wide, torch.optim.SGD, {}, torch.tensor(list(weights.values())))
+    assert_close(delta, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_weight_that_is_used_elsewhere_is_noted():

@@ -117,6 +117,20 @@ def test_a_layer_that_is_tuned_is_left_alone(tuned: str, calls: list[tuple[int, 
     assert calls == []
 
 
+class Packed(nn.Parameter):
+    """A weight with a product of its own, like that of a library for quantised ones."""
+
+
+@needs_onednn
+def test_a_weight_of_another_kind_is_left_alone(calls: list[tuple[int, ...]]):
+    layer, x = nn.Linear(16, 24, bias=False), random(4096, 16)
+    layer.weight = Packed(random(24, 16), requires_grad=False)
+    assert not gains(layer)
+    with FrozenLinears():
+        torch.testing.assert_close(layer(x).as_subclass(Tensor), x @ random(24, 16).T)
+    assert calls == []
+
+
 def test_small_products_other_types_and_autocast_are_left_alone(calls: list[tuple[int, ...]]):
     layer = nn.Linear(16, 24).requires_grad_(False)
     with FrozenLinears():

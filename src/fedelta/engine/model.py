@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -159,6 +159,12 @@ class SharedModel:
         layers = bank.dense_layers
         if layers is None or not layers.changes:
             return
+        if self._recomputes:
+            layers.limit(())  # blocks that are computed again would lack the changes of their weights
+            return
+        # The losses of tokens read the weight of the output embedding, and do not call it.
+        if (words := self.backbone.vocabulary) is not None:
+            layers.limit(layers.changes.keys() - {f"{words.path}.weight"})
         exits, tried = range(1, len(self.blocks) + 1), set[str]()
 
         def noted(rows: Tensor) -> list[Tensor]:
@@ -229,9 +235,15 @@ class SharedModel:
         """A context in which blocks keep nothing for the backward pass, if that is asked for."""
         if not self._recomputes:
             return nullcontext()
-        module = self.backbone.module
-        again = nullcontext if self._unpadded is None else partial(attending_within_rows, module)
-        return recomputing(self.backbone, self._lanes, again)
+        # As it is now: a trial may be over when the blocks are computed again.
+        attending = nullcontext if self._unpadded is None else partial(attending_within_rows, self.backbone.module)
+        return recomputing(self.backbone, self._lanes, partial(self._again, attending))
+
+    @contextmanager
+    def _again(self, attending: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """A context in which a block is computed again just as before."""
+        with FrozenLinears() if self._has_frozen else nullcontext(), attending():
+            yield
 
     def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}

@@ -92,6 +92,8 @@ def _is_large(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _may_be_large(weight: Tensor, num_rows: int) -> bool:
     return (
         num_rows >= _MANY_ROWS
+        # A tensor of a library, such as a quantised one, brings its own product.
+        and type(weight) in {Tensor, nn.Parameter}
         and weight.dim() == 2
         and weight.numel() * num_rows >= _LARGE
         and weight.dtype == torch.float32
