@@ -40,6 +40,7 @@ class Extreme:
         first_present: number of a client.
         lanes: for the site.
         client: for the site.
+        inputs: None, because no data are read.
     """
 
     spec: ParamSpec
@@ -47,6 +48,7 @@ class Extreme:
     first_present: int
     lanes: Lanes
     client: ClientSettings
+    inputs: None = None
 
     def train(self, jobs: Sequence[Job], lr: float, round: int = 1) -> Iterator[Trained]:
         """See `LaneEngine.train`."""
