@@ -41,6 +41,7 @@ class Extreme:
         lanes: for the site.
         client: for the site.
         inputs: None, because no data are read.
+        has_exits: False, because no model is run.
     """
 
     spec: ParamSpec
@@ -49,6 +50,7 @@ class Extreme:
     lanes: Lanes
     client: ClientSettings
     inputs: None = None
+    has_exits: bool = False
 
     def train(self, jobs: Sequence[Job], lr: float, round: int = 1) -> Iterator[Trained]:
         """See `LaneEngine.train`."""
