@@ -32,6 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
     "cohere": _GROUPED,
+    "mixtral": {**_GROUPED, "num_local_experts": 4},
 }  # fmt: skip
 
 

@@ -232,11 +232,25 @@ def test_held_out_clients_fine_tune_by_the_lower_error(folder, tmp_path):
     assert own["after"]["mean_rmse"] < own["before"]["mean_rmse"]
 
 
-def test_a_model_is_inspected_without_data(folder, tmp_path):
+def test_a_model_is_inspected_without_data(folder, tmp_path, caplog):
     path = configuration(folder, tmp_path)
     (tmp_path / "empty.parquet").touch()
     observed = inspect(load_config(path, [f"data.source={tmp_path / 'empty.parquet'}"]))
     assert observed.tuned_parameters == observed.total_parameters
+    assert "sizes are those for one number, because the targets cannot be read: " in caplog.text
+
+
+def test_the_numbers_of_lists_are_counted_where_the_data_can_be_read(folder, tmp_path):
+    from datasets import Dataset
+
+    path = configuration(folder, tmp_path)
+    rows = Dataset.from_parquet(str(folder / "train.parquet"), cache_dir=str(tmp_path))
+    lists = rows.map(lambda row: {"target": [row["target"], -row["target"], row["target"] / 2]})
+    lists.to_parquet(tmp_path / "lists.parquet")
+    overrides = [f"data.{key}={tmp_path / 'lists.parquet'}" for key in ("source", "test_source")]
+    three, one = inspect(load_config(path, overrides)), inspect(load_config(path))
+    # The head has 32 weights and a bias for each number.
+    assert three.tuned_parameters - one.tuned_parameters == 2 * 33
 
 
 def test_validation_has_nothing_to_say_of_classes(folder, tmp_path):

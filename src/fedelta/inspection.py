@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,6 +11,7 @@ from fedelta.assembly.model import adopted_tuning, apply_tuning
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.sources import class_names
+from fedelta.errors import DataError
 from fedelta.federation.tiers import Tiers
 from fedelta.imports import collector_paused
 from fedelta.inference.adapter import read_adapter
@@ -19,6 +21,8 @@ from fedelta.params import ParamSpec
 from fedelta.record.runlog import BYTES_PER_FLOAT32
 from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
+
+logger = logging.getLogger("fedelta")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class Inspection:
 def inspect(config: Config) -> Inspection:
     """Returns the sizes for `config`, from a model without memory and encoded zeros.
 
-    Reads the data only to find their classes: not if `model.num_classes` is set, nor for the embedded digits.
+    Reads the data only to find their classes or the numbers of a regression: not if `model.num_classes` is set, nor for
+    the embedded digits.
 
     Raises:
         InputError: something in the configuration cannot be used.
@@ -107,12 +112,20 @@ def inspect(config: Config) -> Inspection:
 
 def _class_names(config: Config) -> tuple[str, ...]:
     """The names of the outputs: those of the data, of several columns, or numbers if `model.num_classes` is set."""
-    if not config.task.has_classes:
-        columns = config.data.label_columns or ()
-        return columns if len(columns) > 1 else ()  # a column may hold lists of numbers, which is not looked up
-    if config.model.num_classes is None:
-        return class_names(config.data, seed=config.seed, task=config.task)
-    return tuple(str(index) for index in range(config.model.num_classes))
+    task, num_classes, columns = config.task, config.model.num_classes, config.data.label_columns or ()
+    if task.has_classes and num_classes is not None:
+        return tuple(map(str, range(num_classes)))
+    if not task.has_classes and len(columns) > 1:
+        return columns
+    if task.num_outputs(("0", "1")) == 1:
+        return ()  # whatever the data hold
+    try:
+        return class_names(config.data, seed=config.seed, task=task)
+    except DataError as error:
+        if task.has_classes:
+            raise
+        logger.warning("sizes are those for one number, because the targets cannot be read: %s", error)
+        return ()
 
 
 def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec) -> tuple[Tier, ...]:

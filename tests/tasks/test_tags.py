@@ -14,10 +14,9 @@ def column(*values: object, names: tuple[str, ...] | None = None, what: str = "t
 @pytest.mark.parametrize(
     ("tags", "expected"),
     [
-        # The examples of seqeval's `get_entities`.
         (["B-PER", "I-PER", "O", "B-LOC"], [Span(0, 2, "PER"), Span(3, 4, "LOC")]),
         (["O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], [Span(2, 5, "MISC")]),
-        (["I-PER", "I-PER", "O"], [Span(0, 2, "PER")]),  # as its default mode: an I- may begin
+        (["I-PER", "I-PER", "O"], [Span(0, 2, "PER")]),  # an I- may begin
         (["B-PER", "B-PER"], [Span(0, 1, "PER"), Span(1, 2, "PER")]),
         (["B-PER", "I-LOC"], [Span(0, 1, "PER"), Span(1, 2, "LOC")]),
         (["B-PER", "E-PER", "I-PER"], [Span(0, 2, "PER"), Span(2, 3, "PER")]),

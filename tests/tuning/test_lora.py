@@ -8,14 +8,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.builders import TRANSFORMERS, assert_same_bits, tiny_backbone
+from tests.small_language import small_network
 from torch import nn, tensor
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks import small
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
+from fedelta.models.decoders import decoder_of
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
+from fedelta.models.vocabulary import vocabulary_of
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora, LoraLinear
@@ -245,6 +248,34 @@ def test_the_head_can_stay_as_it_is():
     assert not [name for name in names if name.startswith("classifier")]
     assert type(backbone.module.classifier) is nn.Linear
     assert not backbone.module.classifier.weight.requires_grad
+
+
+def language_model(family: str = "llama") -> Backbone:
+    network = small_network(family)
+    return Backbone(network, decoder_of(network, family), vocabulary=vocabulary_of(network))
+
+
+def test_a_language_model_has_no_head_that_could_be_trained():
+    with pytest.raises(ModelError) as caught:
+        Lora(train_head=True).apply(language_model(), Lanes(1), stream(0))
+    assert caught.value.message == (
+        "`tuning.train_head` is true, but LlamaForCausalLM is a language model: it has no head but its output "
+        "embedding, which is not tuned."
+    )
+    assert caught.value.hint == "leave it out."
+    assert all("lora" in name for name in Lora().apply(language_model(), Lanes(1), stream(0)))
+
+
+def test_experts_that_get_no_pair_are_told_with_the_share_that_is_reached(caplog: pytest.LogCaptureFixture):
+    Lora(r=2, target_modules="all-linear").apply(language_model("mixtral"), Lanes(1), stream(0))
+    # Of each block q, o (32 x 32), k and v (16 x 32), and 4 experts of 96 x 32 and 32 x 48: 3072 of 21504.
+    assert (
+        "low-rank pairs reach 14% of the matrices of MixtralForCausalLM only: "
+        "'model.layers.*.mlp.experts.gate_up_proj', 'model.layers.*.mlp.experts.down_proj', such as the experts"
+    ) in caplog.text
+    caplog.clear()
+    Lora(r=2, target_modules="all-linear").apply(language_model(), Lanes(1), stream(0))
+    assert "low-rank pairs reach" not in caplog.text
 
 
 def test_a_rank_above_the_size_of_a_layer_is_refused():

@@ -269,7 +269,10 @@ def _reconcile(
         return adopted.model_copy(update={"methods": methods}), [field for _, fields in parts for field in fields]
     if isinstance(chosen, Lora) and isinstance(adopted, Lora):
         # An adapter from elsewhere may lack a head; then the configuration decides whether one is trained.
-        adopted = adopted.model_copy(update={"train_head": adopted.train_head or chosen.train_head})
+        if adopted.train_head is False:
+            adopted = adopted.model_copy(update={"train_head": chosen.train_head})
+        elif chosen.train_head:  # as it is by default, where there is a head
+            chosen = chosen.model_copy(update={"train_head": adopted.train_head})
         if "target_modules" in chosen.model_fields_set and chosen.targets(backbone) == adopted.targets(backbone):
             chosen = chosen.model_copy(update={"target_modules": adopted.target_modules})
     values = (

@@ -41,6 +41,7 @@ from fedelta.tuning.targets import (
     matches,
     matching_layers,
     refuse_shared_weights,
+    unreached,
     unusual_layers,
 )
 
@@ -61,7 +62,7 @@ class Lora(Settings):
         rank_pattern: role or module name to the rank of the layers that it matches.
         alpha_pattern: role or module name to the alpha of the layers that it matches.
         use_rslora: divide by sqrt r instead of r (Kalajdzievski 2023).
-        train_head: train and send the head too.
+        train_head: train and send the head too; by default if the model has one, which a language model has not.
     """
 
     name: Literal["lora"] = "lora"
@@ -77,10 +78,11 @@ class Lora(Settings):
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     use_rslora: bool = False
-    train_head: bool = True
+    train_head: bool | None = None
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
+        self._refuse_embedding(backbone)
         layers, tensors = untouched(backbone.module), {}
         targets = self.targets(backbone)
         refuse_shared_weights(backbone, targets)
@@ -99,7 +101,7 @@ class Lora(Settings):
             a_shape, b_shape = pair_shapes(layer, rank)
             tensors[f"{current}.lora_A"] = TensorSpec(a_shape, current)
             tensors[f"{current}.lora_B"] = TensorSpec(b_shape, current)
-        return specification(backbone, tensors | (tune_head(backbone, lanes) if self.train_head else {}))
+        return specification(backbone, tensors | ({} if self.train_head is False else tune_head(backbone, lanes)))
 
     def targets(self, backbone: Backbone) -> list[str]:
         """Original paths of the layers that get a pair, in the order of the model.
@@ -124,6 +126,15 @@ class Lora(Settings):
             matching_layers(field, getattr(self, field), sorted(chosen), backbone)
         return [path for path in paths if path in chosen]
 
+    def _refuse_embedding(self, backbone: Backbone) -> None:
+        """Refuses to train the output embedding of a language model, if that was meant by the head."""
+        if self.train_head and backbone.vocabulary is not None:
+            raise ModelError(
+                f"`tuning.train_head` is true, but {type(backbone.module).__name__} is a language model: it has no "
+                "head but its output embedding, which is not tuned.",
+                hint="leave it out.",
+            )
+
     def _refuse_unusual(self, candidates: Mapping[str, nn.Module], anatomy: Anatomy) -> None:
         """Refuses an entry of `target_modules` that names a layer into which a pair cannot be folded."""
         for path, problem in unusual_layers(candidates).items():
@@ -141,6 +152,8 @@ class Lora(Settings):
             logger.warning("tuning method 'lora' leaves out `%s`: the layer %s.%s", path, problem, more)
         if self.target_modules == "auto" and (backbone.anatomy.layers or not backbone.anatomy.roles):
             logger.warning(describe_choice(backbone, targets))
+        if self.target_modules == "all-linear" and (note := unreached(backbone, targets)):
+            logger.warning(note)
 
     def alpha_of(self, path: str, anatomy: Anatomy) -> float:
         """lora_alpha of the layer at the original path `path`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -9,10 +10,10 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
-from fedelta.errors import ModelError
+from fedelta.errors import ModelError, listed
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
-from fedelta.models.layers import is_linear, oddity
+from fedelta.models.layers import is_linear, matrix_shape, oddity
 from fedelta.tuning.base import untouched
 
 T = TypeVar("T", int, float)
@@ -78,6 +79,27 @@ def layers_of_kind(kind: Literal["auto", "all-linear", "all-conv"], paths: list[
     raise ModelError(
         f"`tuning.target_modules` is {kind!r}, but {type(backbone.module).__name__} has no such layer.",
         hint=f"use {other!r}, or name the layers.",
+    )
+
+
+def unreached(backbone: Backbone, targets: Iterable[str]) -> str | None:
+    """A note that `targets` are not all matrices of a language model; None unless it has stacked ones.
+
+    Such are the experts of a mixture: tensors [experts, I, O] of a module that is no layer, which can have no pair.
+    """
+    layers, stacked = untouched(backbone.module), dict[str, int]()
+    for path, (_, layer) in layers.items():
+        tensors = () if is_linear(layer) else layer.named_parameters(path, recurse=False)
+        stacked |= {name: tensor.numel() for name, tensor in tensors if tensor.dim() == 3}
+    if not stacked or backbone.vocabulary is None:
+        return None
+    reached = sum(math.prod(matrix_shape(layers[path][1])) for path in targets)
+    share = reached / (reached + sum(stacked.values()))
+    patterns = list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in stacked))
+    return (
+        f"`tuning.target_modules` is 'all-linear', but low-rank pairs reach {share:.0%} of the matrices of "
+        f"{type(backbone.module).__name__} only: {listed(patterns)}, such as the experts of a mixture, are no layers "
+        "and stay as they are."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def test_data_classes_and_clients_are_told(tmp_path):
         "classes: 10: '0', '1', '2', '3', '4', '5', '6', '7' and 2 more",
         "clients: 32 of the recipe's partition: 0, 1, 2, 3, 4, 5, 6, 7 and 24 more",
     ]
+
+
+def test_labels_and_tags_are_called_so(tmp_path):
+    assert said(tmp_path, data={"source": "digit-scenes"}, task={"name": "multi-label"})[1].startswith(
+        "labels: 10: '0'"
+    )
+    rows = [{"words": ["maria", "sings"], "tags": tags} for tags in (["B-PER", "O"], ["O", "O"]) * 4]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"source": str(tmp_path / "words.jsonl"), "test_fraction": 0.25}
+    assert said(tmp_path, data=data, task={"name": "tokens"})[1] == "tags: 2: 'O', 'B-PER'"
 
 
 def test_clients_are_named_by_the_data_or_by_the_site(tmp_path):

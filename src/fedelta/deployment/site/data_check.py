@@ -16,6 +16,7 @@ from fedelta.errors import listed
 from fedelta.models.source import ModelSource, read_config
 from fedelta.plugins import load_plugin
 from fedelta.privacy.shown import shown_epsilon
+from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.known_classes import OTHERS, KnownClasses
 
@@ -40,7 +41,7 @@ def check_site(settings: SiteSettings, recipe: str | None = None) -> Iterator[st
     yield f"data: {len(raw.train)} training rows and {len(raw.test)} test rows of {raw.modality.plural}"
     if raw.class_names:
         names = [name for name in raw.class_names if name != OTHERS]
-        yield f"classes: {len(names)}: {listed(names, _NUM_SHOWN)}"
+        yield f"{_task(settings, config).output[1]}: {len(names)}: {listed(names, _NUM_SHOWN)}"
     yield _clients(settings, config, raw)
     yield from _privacy(settings)
     if settings.model.source is not None:
@@ -64,7 +65,12 @@ def _privacy(settings: SiteSettings) -> Iterator[str]:
 def _read(settings: SiteSettings, config: Config | None, known: KnownClasses | None) -> RawData:
     if config is not None:
         return read_raw(config, known)
-    return read(settings.data, seed=0, task=settings.task or Classification(), known=known)
+    return read(settings.data, seed=0, task=_task(settings, None), known=known)
+
+
+def _task(settings: SiteSettings, config: Config | None) -> Task:
+    """The task of the recipe, or what the site assumes."""
+    return (settings.task or Classification()) if config is None else config.task
 
 
 def _clients(settings: SiteSettings, config: Config | None, raw: RawData) -> str:
