@@ -122,6 +122,7 @@ def test_settings_of_lora_that_was_read_name_each_layer(checkpoint, tmp_path):
         rank_pattern={f"{path}.v_proj": 2 for path in paths},
         alpha_pattern={"vit.layers.1.attention.q_proj": 1.5},
         use_rslora=True,
+        train_head=True,
     )
 
 

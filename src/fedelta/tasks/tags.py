@@ -1,7 +1,7 @@
 """Reads tags, one for each word, and finds the spans that they mark.
 
-A span is a B- tag and the I- tags of the same kind behind it (IOB2). An I- tag without such a tag before it begins a span
-too; E- and L- end one, S- and U- are one. A tag without such a prefix is a span by itself, but `O` is none.
+A span is a B- tag and the I- tags of the same kind behind it (IOB2). An I- tag without such a tag before it begins a
+span too; E- and L- end one, S- and U- are one. A tag without such a prefix is a span by itself, but `O` is none.
 """
 
 from __future__ import annotations
