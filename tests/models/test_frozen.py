@@ -19,6 +19,7 @@ from fedelta.seeds import stream
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the weights that oneDNN multiplies with; products are large from 1,000 multiplications on."""
     monkeypatch.setattr(frozen, "_LARGE", 1000)
+    monkeypatch.setattr(frozen, "_MANY_ROWS", 2)
     shapes: list[tuple[int, ...]] = []
     operation = torch.ops.mkldnn._linear_pointwise
 
@@ -133,6 +134,7 @@ def test_small_products_other_types_and_autocast_are_left_alone(calls: list[tupl
     layer = nn.Linear(16, 24).requires_grad_(False)
     with FrozenLinears():
         layer(random(2, 16))  # 2 * 16 * 24 = 768 multiplications
+        nn.Linear(1000, 2).requires_grad_(False)(random(1, 1000))  # one row
         layer.double()(random(40, 16).double())
         layer.bfloat16()(random(40, 16).bfloat16())
         with torch.autocast("cpu", torch.bfloat16):

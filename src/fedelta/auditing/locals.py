@@ -40,6 +40,8 @@ class Extreme:
         first_present: number of a client.
         lanes: for the site.
         client: for the site.
+        inputs: None, because no data are read.
+        has_exits: False, because no model is run.
     """
 
     spec: ParamSpec
@@ -47,6 +49,8 @@ class Extreme:
     first_present: int
     lanes: Lanes
     client: ClientSettings
+    inputs: None = None
+    has_exits: bool = False
 
     def train(self, jobs: Sequence[Job], lr: float, round: int = 1) -> Iterator[Trained]:
         """See `LaneEngine.train`."""

@@ -359,23 +359,24 @@ def changed(honest: Handler, change: Change) -> Handler:
 
 
 WHOLE = {2, 3}  # both clients of the site are lost
+FIRST = {3}  # it has more rows than client 2
 ODD: dict[str, tuple[Change, set[int], str]] = {
     "a client of another site": (set_in_first(id=0), WHOLE, "none of the clients that it was asked for"),
     "a client as text": (set_in_first(id="2"), WHOLE, "none of the clients that it was asked for"),
     "another round": (lambda manifest, blobs: manifest.update(round=7), WHOLE, "it answers for round 7, expected 2"),
     "no list": (lambda manifest, blobs: manifest.update(clients={}), WHOLE, "no list of at most 2 clients"),
     "a client twice": (answer_twice, WHOLE, ""),
-    "a client left out": (leave_one_out, {2}, "its site has answered without this client"),
-    "no such blob": (set_in_first(blob=5), {2}, "`blob` is 5, expected the index of one of 2 blobs"),
-    "a negative blob": (set_in_first(blob=-1), {2}, "`blob` is -1"),
-    "a blob that is no number": (set_in_first(blob=True), {2}, "`blob` is True"),
-    "a version of the future": (set_in_first(version=9), {2}, "`version` is 9, expected 0 or 2"),
-    "a damaged payload": (damage, {2}, "is truncated or damaged: its checksum is wrong"),
-    "an oversized payload": (swell, {2}, "more than the"),
+    "a client left out": (leave_one_out, FIRST, "its site has answered without this client"),
+    "no such blob": (set_in_first(blob=5), FIRST, "`blob` is 5, expected the index of one of 2 blobs"),
+    "a negative blob": (set_in_first(blob=-1), FIRST, "`blob` is -1"),
+    "a blob that is no number": (set_in_first(blob=True), FIRST, "`blob` is True"),
+    "a version of the future": (set_in_first(version=9), FIRST, "`version` is 9, expected 0 or 2"),
+    "a damaged payload": (damage, FIRST, "is truncated or damaged: its checksum is wrong"),
+    "an oversized payload": (swell, FIRST, "more than the"),
     "claims of both that are no numbers": (spoil_all, WHOLE, "the client claims 'many' examples"),
-    "a claim that is no number": (set_in_first(num_examples="many"), {2}, "the client claims 'many' examples"),
-    "a loss that is a list": (set_in_first(train_loss=[1]), {2}, "the client's metric `train_loss` is [1]"),
-    "a fault that is no table": (set_in_first(fault="ill"), {2}, "its site gives no reason"),
+    "a claim that is no number": (set_in_first(num_examples="many"), FIRST, "the client claims 'many' examples"),
+    "a loss that is a list": (set_in_first(train_loss=[1]), FIRST, "the client's metric `train_loss` is [1]"),
+    "a fault that is no table": (set_in_first(fault="ill"), FIRST, "its site gives no reason"),
 }
 
 
