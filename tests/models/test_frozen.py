@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from fedelta.models import frozen
 from fedelta.models.frozen import FrozenLinears, gains
@@ -91,6 +92,18 @@ def test_a_gradient_has_a_gradient(calls: list[tuple[int, ...]]):
         (of_grad,) = torch.autograd.grad(grad.square().sum() / 2, x)
     torch.testing.assert_close(of_grad, (grad @ weight.T @ weight).detach(), rtol=1e-4, atol=1e-3)
     assert calls
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_model_may_compute_its_activations_again_for_the_gradient(bias: bool, calls: list[tuple[int, ...]]):
+    layers = nn.Sequential(nn.Linear(16, 24, bias=bias), nn.ReLU(), nn.Linear(24, 16, bias=bias)).requires_grad_(False)
+    x = random(8, 5, 16).requires_grad_()
+    with FrozenLinears():
+        y = checkpoint(layers, x, use_reentrant=False)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(grad, torch.autograd.grad(layers(x).sum(), x)[0])
+    assert (24, 16) in calls
 
 
 @needs_onednn

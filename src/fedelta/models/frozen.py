@@ -68,13 +68,14 @@ class _Frozen(Function):
     # Any: a context has the attributes that a function gives it.
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
+        # As PyTorch's own layer keeps it: a model that computes activations again for the gradient may do so with that.
+        ctx.save_for_backward(weight.T)
         return linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        return _frozen(grad, weight.T, None), None, None
+        (weight_IO,) = ctx.saved_tensors
+        return _frozen(grad, weight_IO, None), None, None
 
 
 def _is_large(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -30,7 +30,7 @@ class Combined(Settings):
         methods: two or more different methods, in any order; not `full`, which trains everything already.
     """
 
-    max_lanes: ClassVar[int | None] = None  # only `full` has a limit
+    max_lanes: ClassVar[int | None] = None
     name: Literal["combined"] = "combined"  # dumped as the names of its methods, "lora+bias"; `expand` reads it back
     methods: Annotated[tuple[Annotated[TuningMethod, Chosen(TUNING_METHODS)], ...], Field(strict=False)]
 
