@@ -69,6 +69,22 @@ def test_blocks_that_are_computed_again_multiply_as_before():
     assert_same_bits(deltas_of(again, jobs_for([4, 3], anchor))[1], deltas_of(kept, jobs_for([4, 3], anchor))[1])
 
 
+@pytest.mark.skipif(not frozen._has_onednn(), reason="PyTorch without oneDNN, or another processor")
+def test_rows_of_tokens_are_multiplied_by_onednn_too(monkeypatch: pytest.MonkeyPatch):
+    expected = deltas_of(plain := engine_of(), jobs_for([4, 3], start_of(plain)))[1]
+    shapes, operation = [], torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(frozen, "_LARGE", 1)
+    monkeypatch.setattr(frozen, "_MANY_ROWS", 1)
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_linear_pointwise", lambda x, *others: shapes.append(x.shape) or operation(x, *others)
+    )
+    assert_close(
+        deltas_of(engine := engine_of(), jobs_for([4, 3], start_of(engine)))[1], expected, rtol=1e-3, atol=1e-6
+    )
+    assert engine._model._unpadded is not None
+    assert shapes
+
+
 @pytest.mark.parametrize("recomputes", [False, True])
 def test_whole_models_train_the_same_with_products_and_without(recomputes: bool, monkeypatch: pytest.MonkeyPatch):
     plain = engine_of(Full(), lanes=1)
@@ -92,3 +108,11 @@ def test_frozen_blocks_below_a_tuned_one_are_not_cached():
     engine = engine_of(Lora(r=2, target_modules=("model.layers.2.self_attn.q_proj",)))
     assert chunks_of(engine.inputs, [torch.arange(4)]) == []
     assert deltas_of(engine, jobs_for([4, 3], start_of(engine)))[1]
+
+
+def test_clients_that_take_the_lanes_of_others_train_as_if_alone():
+    together, alone = engine_of(), engine_of(lanes=1)
+    sizes = [1, 4, 2, 3, 2]
+    deltas = deltas_of(together, jobs_for(sizes, start_of(together)))
+    for job in jobs_for(sizes, start_of(alone)):
+        assert_close(deltas[job.client_id], deltas_of(alone, [job])[job.client_id], rtol=1e-3, atol=1e-6)
