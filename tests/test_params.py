@@ -201,3 +201,17 @@ def test_a_length_is_the_norm_to_six_digits_also_where_squares_leave_float32(sca
     tensors = {"a": torch.tensor([3.0]) * scale, "b": torch.full((), 4.0) * scale, "c": torch.zeros(0)}
     assert rough_norm(tensors) == pytest.approx(5 * scale, rel=1e-6, nan_ok=True)
     assert rough_norm({}) == 0.0
+
+
+def test_sums_of_several_at_once_have_the_bits_of_sums_one_by_one():
+    generator = torch.Generator().manual_seed(3)
+    sides = [torch.randn(70_000, generator=generator).split([69_000, 1_000]) for _ in range(7)]
+    parts = [{"w": wide, "b": narrow} for wide, narrow in sides]
+    parts[5] = {"b": parts[5]["b"]}  # without a tensor: added by itself, and after those before it
+    total, plain = WeightedSum(), {"w": torch.zeros(69_000).double(), "b": torch.zeros(1_000).double()}
+    for weight, part in enumerate(parts, 1):
+        total.add(weight / 3, part)
+        for name, tensor in part.items():
+            plain[name].add_(tensor.double(), alpha=weight / 3)
+    means = {name: value.div_(total.weights[name]) for name, value in plain.items()}
+    assert all(torch.equal(mean, means[name]) for name, mean in total.mean().items())

@@ -173,8 +173,15 @@ def add(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], scale: float 
     return total
 
 
+_MOST_WAITING = 4
+_MOST_WAITING_BYTES = 2**25
+
+
 class WeightedSum:
-    """A running sum of weighted tensors, by name, in float64; it does not keep the tensors that are added.
+    """A running sum of weighted tensors, by name, in float64.
+
+    Tensors that lie side by side are kept until a few can be added in one pass over the sum, which is the largest.
+    They must not be written to.
 
     The order of the calls affects the last bits, so callers add in ascending client id.
 
@@ -189,6 +196,7 @@ class WeightedSum:
         self._totals: Params = {}
         self._flat: Tensor | None = None  # the totals of the first call, if its tensors lay side by side
         self._names_of_flat: tuple[str, ...] = ()
+        self._waiting: list[tuple[float, Tensor]] = []  # what is to be added to `_flat`, with its weight
         self.weights: dict[str, float] = {}
 
     def add(self, weight: float, tensors: Mapping[str, Tensor]) -> None:
@@ -197,11 +205,13 @@ class WeightedSum:
         if flat is not None and not self._totals:
             self._start(tensors, flat)
         if flat is not None and self._flat is not None and names == self._names_of_flat:
-            for total, part in zip(_blocks(self._flat), _blocks(flat), strict=True):
-                total.add_(part.double(), alpha=weight)
+            self._waiting.append((weight, flat))
+            if len(self._waiting) == _MOST_WAITING or len(self._waiting) * flat.nbytes > _MOST_WAITING_BYTES:
+                self._add_waiting()
             for name in names:
                 self.weights[name] += weight
             return
+        self._add_waiting()
         for name, tensor in tensors.items():
             if name not in self._totals:
                 # float64, because over 100 clients a float32 running sum can lose two decimal digits.
@@ -211,6 +221,14 @@ class WeightedSum:
                 total.add_(part.double(), alpha=weight)
             self.weights[name] += weight
 
+    def _add_waiting(self) -> None:
+        if self._flat is None:
+            return
+        for total, *parts in zip(*map(_blocks, (self._flat, *(flat for _, flat in self._waiting))), strict=True):
+            for (weight, _), part in zip(self._waiting, parts, strict=True):
+                total.add_(part.double(), alpha=weight)
+        self._waiting = []
+
     def _start(self, tensors: Mapping[str, Tensor], flat: Tensor) -> None:
         self._flat, self._names_of_flat = torch.zeros_like(flat, dtype=torch.float64), tuple(tensors)
         totals = self._flat.split([tensor.numel() for tensor in tensors.values()])
@@ -219,6 +237,7 @@ class WeightedSum:
 
     def mean(self) -> Params:
         """The sums divided by their weights, in the order in which names were first added; call it only once."""
+        self._add_waiting()
         return {name: self._totals[name].div_(weight) for name, weight in self.weights.items()}
 
 
