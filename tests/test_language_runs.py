@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.builders import assert_same_bits
 from tests.small_language import dialogues, small_config, write_model, write_table
 from typer.testing import CliRunner
 
@@ -75,6 +76,18 @@ def test_many_lanes_give_what_one_lane_gives(folder: Path):
     ]
     for name, value in params[0].items():
         torch.testing.assert_close(params[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_workers_train_and_evaluate_with_the_same_bits(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fedelta.runtimes.settings.available_cores", lambda: 2)
+    here, apart = (
+        experiment(folder, "llama", "", "task.num_answers=0", *overrides).run(folder / f"workers-{number}")
+        for number, overrides in enumerate(
+            (["runtime.name=simulation"], ["runtime.name=processes", "runtime.workers=2"])
+        )
+    )
+    assert_same_bits(apart.params, here.params)
+    assert apart.measures == here.measures
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
