@@ -102,6 +102,9 @@ class Unweighted(Classification):
     def weights(self, targets: Tensor) -> Tensor | None:
         return targets.float()
 
+    def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
+        return Classification().sums(outputs, targets)
+
 
 class BatchMeans(Classification):
     """A mean as if it were a sum."""
