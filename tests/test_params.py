@@ -211,7 +211,7 @@ def test_sums_of_several_at_once_have_the_bits_of_sums_one_by_one():
     total, plain = WeightedSum(), {"w": torch.zeros(69_000).double(), "b": torch.zeros(1_000).double()}
     for weight, part in enumerate(parts, 1):
         total.add(weight / 3, part)
-        for name, summand in part.items():
-            plain[name].add_(summand.double(), alpha=weight / 3)
+        for name, value in part.items():
+            plain[name].add_(value.double(), alpha=weight / 3)
     means = {name: value.div_(total.weights[name]) for name, value in plain.items()}
     assert all(torch.equal(mean, means[name]) for name, mean in total.mean().items())
