@@ -108,6 +108,7 @@ class LaneEngine:
         self._model = SharedModel(
             backbone, spec, lanes, train,
             device=self._device, cache_bytes=cache_bytes, autocast=compute_dtype == "bfloat16",
+            samples_per_step=lanes.num * (1 if self.takes_samples else client.batch_size),
         )  # fmt: skip
         self._blocks = self._model.blocks
         if augmentation is not None and augmentation.is_on:
