@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from fedelta.models import frozen
-from fedelta.models.frozen import FrozenLinears, gains
+from fedelta.models.frozen import FrozenLinears, RowCount, are_many, gains
 from fedelta.seeds import stream
 
 
@@ -173,3 +173,12 @@ def test_a_model_gains_by_large_layers_that_are_frozen():
     assert not gains(nn.Sequential(large, small))
     assert not gains(nn.Sequential(small.requires_grad_(False)))
     assert gains(nn.Sequential(large.requires_grad_(False)))
+
+
+def test_the_rows_that_linear_layers_get_are_counted():
+    with RowCount() as count:
+        functional.linear(torch.ones(2, 5, 3), torch.ones(4, 3))
+        functional.linear(input=torch.ones(7, 3), weight=torch.ones(4, 3))
+    assert count.most == 10
+    assert are_many(1536)
+    assert not are_many(1535)

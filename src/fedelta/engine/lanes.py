@@ -96,9 +96,7 @@ class LaneEngine:
         task: Task = Classification(),  # noqa: B008 likewise
         dp: DpSgd | None = None,
     ) -> None:
-        self.spec = spec
-        self.lanes = lanes
-        self._dp = dp
+        self.spec, self.lanes, self._dp = spec, lanes, dp
         self.takes_samples = dp is not None and dp.of_examples
         self._rule = rule
         self._device = backbone.module.get_parameter(spec.names[0]).device
@@ -111,6 +109,7 @@ class LaneEngine:
         self._model = SharedModel(
             backbone, spec, lanes, train,
             device=self._device, cache_bytes=cache_bytes, autocast=compute_dtype == "bfloat16", recomputes=recomputes,
+            samples_per_step=lanes.num * (1 if self.takes_samples else client.batch_size),
         )  # fmt: skip
         self._blocks = self._model.blocks
         if augmentation is not None and augmentation.is_on:

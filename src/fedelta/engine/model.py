@@ -21,7 +21,7 @@ from fedelta.engine.recompute import recomputing
 from fedelta.engine.tokens import Unpadded, ways_without_padding
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
-from fedelta.models.frozen import FrozenLinears, gains
+from fedelta.models.frozen import FrozenLinears, RowCount, are_many, gains
 from fedelta.models.halves import in_float32
 from fedelta.models.hub import Backbone
 from fedelta.models.unpadded import attending_within_rows
@@ -42,6 +42,7 @@ class SharedModel:
         cache_bytes: upper limit for the memory that features of frozen modules take; 0 switches the cache off.
         autocast: whether the model runs under bfloat16 autocast.
         recomputes: whether blocks are computed again for the backward pass.
+        samples_per_step: at most.
 
     Attributes:
         name: class of the model, for messages.
@@ -59,6 +60,7 @@ class SharedModel:
         device: torch.device,
         cache_bytes: int,
         autocast: bool,
+        samples_per_step: int,
         recomputes: bool = False,
     ) -> None:
         self.backbone = backbone
@@ -71,8 +73,11 @@ class SharedModel:
         self._cache_bytes = cache_bytes
         self._readout: Readout | None = None
         self._unpadded: Unpadded | None = None
-        self._has_frozen = gains(backbone.module)
+        self._has_frozen = False
         self._prefix = None
+        if gains(backbone.module):
+            # A context costs time in every call of PyTorch.
+            self._has_frozen = are_many(samples_per_step * self._rows_per_sample(lanes, train))
         if cache_bytes:
             sample = train.inputs.fetch(torch.arange(min(2, len(train))))
             self._prefix = find_prefix(backbone, spec, lanes, self._to_device(sample))
@@ -208,6 +213,14 @@ class SharedModel:
         # Without a modality the inputs are already transformed, so the value of black is unknown; 0 is the padding.
         black = (0.0,) if modality is None else modality.black
         return replace(data, inputs=AugmentedInputs(data.inputs, augmentation, black, self.device))
+
+    @torch.no_grad()
+    def _rows_per_sample(self, lanes: Lanes, train: Examples) -> float:
+        """The most rows that the first samples give a linear layer, such as their tokens."""
+        exits = range(1, len(self.blocks) + 1)
+        with RowCount() as count:
+            self._in_one_lane(lanes, partial(self.outputs, train.inputs, exits=exits), train)
+        return count.most / min(2, len(train))
 
     @staticmethod
     def _in_one_lane(lanes: Lanes, outputs: Outputs, data: Examples) -> None:

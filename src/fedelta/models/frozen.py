@@ -45,6 +45,28 @@ class FrozenLinears(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class RowCount(TorchFunctionMode):
+    """A context that notes the largest number of rows, `most`, that a linear layer is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    # Any: as above.
+    def __torch_function__(
+        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = MappingProxyType({})
+    ) -> Any:
+        if func is functional.linear:
+            x = args[0] if args else kwargs["input"]
+            self.most = max(self.most, x.numel() // max(1, x.shape[-1]))
+        return func(*args, **kwargs)
+
+
+def are_many(num_rows: float) -> bool:
+    """Whether products of so many rows are computed by oneDNN, if the matrices are large."""
+    return num_rows >= _MANY_ROWS
+
+
 def gains(module: nn.Module) -> bool:
     """Whether `module` has a frozen linear layer on a CPU that `FrozenLinears` could compute faster."""
     # With 4,096 rows it would be worth it.
