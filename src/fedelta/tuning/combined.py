@@ -100,6 +100,8 @@ def expand(section: Any) -> Any:
     if len(names) < 2:
         return section
     tables = section.get("methods") or [{"name": item} for item in names]
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        return {**section, "name": "combined"}  # which refuses it
     fields = {key: value for key, value in section.items() if key not in ("name", "methods")}
     unknown = fields.keys() - fields_of(names)
     methods = []

@@ -267,8 +267,10 @@ def _check_rank(rank: int, path: str, layer: nn.Module) -> None:
 
 def _pair(lanes: Lanes, base: nn.Module, rank: int, generator: Generator) -> tuple[nn.Parameter, nn.Parameter]:
     """A and B with their initial values, equal in all lanes."""
-    # In float32 whatever the precision of the frozen weight.
-    weight = torch.empty(0, device=base.get_parameter("weight").device)
+    frozen = base.get_parameter("weight")
+    # In float32 if the frozen weight has less, or is quantised.
+    dtype = torch.promote_types(frozen.dtype, torch.float32) if frozen.dtype.is_floating_point else torch.float32
+    weight = torch.empty(0, device=frozen.device, dtype=dtype)
     a_shape, b_shape = pair_shapes(base, rank)
     bound = 1 / math.sqrt(math.prod(a_shape[1:]))  # Kaiming-uniform with a = sqrt 5 over the fan-in
     a = random_like(weight, a_shape, lambda tensor: tensor.uniform_(-bound, bound, generator=generator))
