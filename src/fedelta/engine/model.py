@@ -220,7 +220,8 @@ class SharedModel:
         exits = range(1, len(self.blocks) + 1)
         with RowCount() as count:
             self._in_one_lane(lanes, partial(self.outputs, train.inputs, exits=exits), train)
-        return count.most / min(2, len(train))
+        num_rows: int = count.most
+        return num_rows / min(2, len(train))
 
     @staticmethod
     def _in_one_lane(lanes: Lanes, outputs: Outputs, data: Examples) -> None:
