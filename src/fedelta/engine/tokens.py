@@ -129,7 +129,7 @@ class _FewTokens:
         o = _Selected(module.get_submodule(self.o_path), lanes, read)
         inside: dict[str, nn.Module] = {self.o_path: o}
         if self.q_path is not None:
-            inside[self.q_path] = _Scattered(module.get_submodule(self.q_path), lanes, read)
+            inside[self.q_path] = _Selected(module.get_submodule(self.q_path), lanes, read, keeps_places=True)
         block = _Block(module.get_submodule(self.block_path), pausing, lanes, read)
         # The innermost first: their paths lead through the originals of the others.
         with replaced(module, {**inside, self.attention_path: pausing, self.block_path: block}):
@@ -195,26 +195,16 @@ class _Counting(nn.Module):
 
 
 class _Selected(nn.Module):
-    """A layer that is computed for the tokens that are read alone: [N, ...] to [P, ...]."""
+    """A layer that is computed for the tokens that are read alone: [N, ...] to [P, ...].
 
-    def __init__(self, layer: nn.Module, lanes: Lanes, read: _Read) -> None:
+    With `keeps_places` the others get zeros: [N, ...] to [N, ...].
+    """
+
+    def __init__(self, layer: nn.Module, lanes: Lanes, read: _Read, *, keeps_places: bool = False) -> None:
         super().__init__()
-        self.layer, self.lanes, self.read = layer, lanes, read
+        self.layer, self.lanes, self.read, self.keeps_places = layer, lanes, read, keeps_places
 
     def forward(self, x: Tensor) -> Tensor:
         with self.lanes.counting(self.read.few):
             y: Tensor = self.layer(x.index_select(0, self.read.places))
-        return y
-
-
-class _Scattered(nn.Module):
-    """A layer that is computed for the tokens that are read, with zeros for the others: [N, ...] to [N, ...]."""
-
-    def __init__(self, layer: nn.Module, lanes: Lanes, read: _Read) -> None:
-        super().__init__()
-        self.layer, self.lanes, self.read = layer, lanes, read
-
-    def forward(self, x: Tensor) -> Tensor:
-        with self.lanes.counting(self.read.few):
-            y: Tensor = self.layer(x.index_select(0, self.read.places))
-        return y.new_zeros(len(x), *y.shape[1:]).index_copy(0, self.read.places, y)
+        return y.new_zeros(len(x), *y.shape[1:]).index_copy(0, self.read.places, y) if self.keeps_places else y
