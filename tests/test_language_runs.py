@@ -137,6 +137,19 @@ def test_answers_do_not_depend_on_the_other_prompts(result):
     assert together == [predictor.generate([prompt], Sampling(max_new_tokens=8))[0] for prompt in prompts]
 
 
+def test_a_prompt_is_read_whole_however_long_its_answer_may_be(result):
+    predictor = Predictor.open(result.path)
+    modality, prompt = predictor.backbone.modality, "What does the old old old fox do?"
+    (short,) = predictor.generate([prompt], Sampling(max_new_tokens=4))
+    (long,) = predictor.generate([prompt, "Hi."], Sampling(max_new_tokens=10 * modality.context))[:1]
+    assert long.startswith(short)
+    assert len(long) > len(short)
+    with pytest.raises(
+        InputError, match=r"prompt 2 has [\d,]+ tokens, and the model takes [\d,]+, its answer included"
+    ):
+        predictor.generate(["Hi.", "old " * modality.context])
+
+
 def test_an_answer_comes_in_pieces_and_ends_where_it_should(result):
     predictor, pieces = Predictor.open(result.path), []
     sampling = Sampling(max_new_tokens=8)

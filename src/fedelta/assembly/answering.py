@@ -33,7 +33,7 @@ def with_answers(details: Details, backbone: Backbone, task: Task, test: Example
     if not isinstance(task, Language) or not isinstance(modality, Dialogues) or not task.num_answers:
         return details
     rows = evenly_spaced(len(test), task.num_answers)
-    speaker = Speaker(backbone.module, modality.tokenizer, modality.pad)
+    speaker = Speaker(backbone.module, modality.tokenizer, modality.pad, modality.context)
     sampling = Sampling(max_new_tokens=task.max_new_tokens)
     total, of_clients = Sums(), defaultdict[int, Sums](Sums)
     for batch in rows.split(_TOGETHER):

@@ -211,7 +211,7 @@ class Predictor:
 
         Raises:
             InputError: the model is no language model.
-            DataError: a prompt is empty.
+            DataError: a prompt is empty, or leaves no room for an answer.
         """
         modality = self.backbone.modality
         if not isinstance(modality, Dialogues):
@@ -219,9 +219,17 @@ class Predictor:
         wrong = [f"prompt {number} is empty" for number, prompt in enumerate(prompts, start=1) if not _has_text(prompt)]
         refuse_data("the prompts", wrong)
         dialogues = [[{"role": "user", "content": text}] if isinstance(text, str) else text for text in prompts]
-        ids = [modality.prompt(dialogue, sampling.max_new_tokens) for dialogue in dialogues]
-        speaker = Speaker(self.backbone.module, modality.tokenizer, modality.pad)
-        size = BATCH_SIZE if on_text is None else 1
+        ids = [modality.prompt(dialogue) for dialogue in dialogues]
+        wrong = [
+            f"prompt {number} has {len(prompt):,} tokens, and the model takes {modality.context:,}, its answer included"
+            for number, prompt in enumerate(ids, start=1)
+            if len(prompt) >= modality.context
+        ]
+        refuse_data("the prompts", wrong, hint="shorten them.")
+        speaker = Speaker(self.backbone.module, modality.tokenizer, modality.pad, modality.context)
+        # An answer that the context cuts short shall not depend on the prompts beside it.
+        is_short = max(map(len, ids), default=0) + sampling.max_new_tokens > modality.context
+        size = 1 if on_text is not None or is_short else BATCH_SIZE
         batches = (ids[start : start + size] for start in range(0, len(ids), size))
         return [answer for batch in batches for answer in speaker.answers(batch, sampling, on_text)]
 

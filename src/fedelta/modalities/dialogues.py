@@ -163,14 +163,15 @@ class Dialogues:
         """Unused: dialogues are not augmented."""
         return (0.0,)
 
-    def prompt(self, messages: Messages, num_new: int) -> list[int]:
-        """The tokens of a dialogue up to where the next answer begins.
+    @property
+    def context(self) -> int:
+        """The most tokens that the model can take, of a prompt and its answer together."""
+        longest: int = self.tokenizer.model_max_length  # a very large number where the tokenizer has no limit
+        return longest if self.num_positions is None else min(self.num_positions, longest)
 
-        The beginning is left out where the model could not take it together with an answer of `num_new` tokens.
-        """
-        ids = list(self.tokenizer(self.template.prompt(messages), add_special_tokens=False)["input_ids"])
-        most = max(1, min(self.num_positions or len(ids) + num_new, self.tokenizer.model_max_length) - num_new)
-        return _shortened(ids, [False] * len(ids), most, self._num_fixed(ids)).ids
+    def prompt(self, messages: Messages) -> list[int]:
+        """The tokens of a dialogue up to where the next answer begins."""
+        return list(self.tokenizer(self.template.prompt(messages), add_special_tokens=False)["input_ids"])
 
     def encode(self, values: Sequence[Any]) -> list[Encoded]:  # Any: any type that a file can hold
         """The tokens of dialogues without problems."""

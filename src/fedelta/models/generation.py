@@ -46,19 +46,21 @@ class Speaker:
         module: on its device, in evaluation mode.
         tokenizer: of the model.
         pad: the id that fills up shorter prompts, in front.
+        context: the most tokens of a prompt and its answer together.
     """
 
     module: nn.Module
     tokenizer: PreTrainedTokenizerBase
     pad: int
+    context: int
 
     def answers(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_text: Callable[[str], None] | None = None
     ) -> list[str]:
-        """The continuation of each prompt as text, without special tokens.
+        """The continuation of each prompt as text, without special tokens; it ends where the model's context does.
 
         Args:
-            prompts: the tokens of each; continued together.
+            prompts: the tokens of each, fewer than `context`; continued together.
             sampling: how.
             on_text: called with each piece of the text as it comes; with one prompt only.
 
@@ -67,13 +69,14 @@ class Speaker:
         """
         device = next(self.module.parameters()).device
         inputs = {name: tensor.to(device) for name, tensor in self._padded(prompts).items()}
+        num_new = min(sampling.max_new_tokens, self.context - max(map(len, prompts)))
         generate = getattr(self.module, "generate", None)
         if generate is None:
             raise ModelError(f"{type(self.module).__name__} cannot generate texts: it is no model of transformers.")
         with torch.no_grad(), _seeded(sampling.seed), model_errors(type(self.module).__name__, inputs):
             ids = generate(
                 **inputs,
-                generation_config=self._configuration(sampling),
+                generation_config=self._configuration(sampling, num_new),
                 tokenizer=self.tokenizer,
                 streamer=None if on_text is None else _streamer(self.tokenizer, on_text),
             )
@@ -87,7 +90,7 @@ class Speaker:
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         return {"input_ids": ids, "attention_mask": mask}
 
-    def _configuration(self, sampling: Sampling) -> Any:  # Any: of transformers
+    def _configuration(self, sampling: Sampling, num_new: int) -> Any:  # Any: of transformers
         """The configuration of `generate`: what `sampling` says, and the checkpoint's tokens that end an answer."""
         from transformers import GenerationConfig
 
@@ -97,7 +100,7 @@ class Speaker:
         ends = sorted({end for end in (*ends, self.tokenizer.eos_token_id) if end is not None})
         drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {}
         return GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=num_new,
             do_sample=sampling.temperature > 0,
             eos_token_id=ends or None,
             pad_token_id=self.pad,
