@@ -88,7 +88,10 @@ def _replaced(names: dict[str, Any], others: dict[str, Any]) -> Iterator[None]:
 
 
 class _Structures:
-    """What the models export: what transformers has read for itself, without the names of backends that are missing."""
+    """What the models export: what transformers has read for itself, without the names of backends that are missing.
+
+    findings/transformers_reads_all_models_twice_to_name_one.sh shows that it would read all of them again.
+    """
 
     def __init__(self, read: Callable[..., Any]) -> None:
         self._read = read
