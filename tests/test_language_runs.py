@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def test_a_run_measures_tokens_and_answers(result):
     assert {"test_loss", "perplexity"} <= set(next(iter(summary["by_client"].values())))
     rounds = [json.loads(line) for line in (result.path / "rounds.jsonl").read_text().splitlines()]
     assert rounds[-1]["measures"]["test_loss"] == measures["test_loss"]
+
+
+def test_a_check_shows_prompts_and_responses_and_no_classes(folder: Path):
+    config = folder / "small.toml"
+    config.write_text(small_config(*files(folder)))
+    said = CliRunner().invoke(app, ["check", str(config)])
+    assert said.exit_code == 0, said.output
+    assert "kinds" not in said.stdout
+    assert re.search(r"'.+' is '.+', client 0", said.stdout)
 
 
 def test_padding_is_left_out_and_lanes_are_used(result):
