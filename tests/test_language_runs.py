@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def test_a_run_measures_tokens_and_answers(result):
     assert {"test_loss", "perplexity"} <= set(next(iter(summary["by_client"].values())))
     rounds = [json.loads(line) for line in (result.path / "rounds.jsonl").read_text().splitlines()]
     assert rounds[-1]["measures"]["test_loss"] == measures["test_loss"]
+
+
+def test_a_check_shows_prompts_with_their_responses(folder: Path):
+    path = folder / "check.toml"
+    path.write_text(small_config(*files(folder)))
+    done = CliRunner().invoke(app, ["check", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "examples: 72 training, 18 test" in done.stdout
+    assert re.search(r"'What does the old \w+ do\?' is 'The \w+ \w+ loudly\.', client \d \('farm \d'\)", done.stdout)
 
 
 def test_padding_is_left_out_and_lanes_are_used(result):

@@ -26,9 +26,10 @@ def describe(data: FederatedData, evaluated: str, kinds_word: str) -> Iterator[s
     used = f", {num_used:,} of them the clients'" if num_used < len(data.train) else ""
     yield f"examples: {len(data.train):,} training{used}, {len(data.test):,} {evaluated}"
     kinds = data.strata_names or data.class_names
-    counts = zip(kinds, _counts(data.train.targets, len(kinds)), _counts(data.test.targets, len(kinds)), strict=True)
-    words = [f"{name!r} {training:,} + {held:,}" for name, training, held in counts]
-    yield f"{kinds_word}: {len(kinds)}, each with its training + {evaluated} examples: {bounded(words, _NUM_SHOWN)}"
+    if kinds:  # dialogues have none
+        counts = zip(kinds, _counts(data.train.targets, len(kinds)), _counts(data.test.targets, len(kinds)), strict=True)
+        words = [f"{name!r} {training:,} + {held:,}" for name, training, held in counts]
+        yield f"{kinds_word}: {len(kinds)}, each with its training + {evaluated} examples: {bounded(words, _NUM_SHOWN)}"
     yield from _clients(data, rows)
     client_of = {row: client for client, client_rows in rows.items() for row in client_rows.tolist()}
     for example in data.shown:

@@ -112,7 +112,7 @@ class Shown:
 def shown(column: StoredColumn, targets: Sequence[object], rows: Tensor) -> tuple[Shown, ...]:
     """These rows for display; `targets` has one value per row."""
     values = zip(column.take(rows), targets, rows.tolist(), strict=True)
-    return tuple(Shown(_example(value), repr(target), row) for value, target, row in values)
+    return tuple(Shown(_example(value), _target(target), row) for value, target, row in values)
 
 
 def _example(value: Any) -> str:
@@ -126,10 +126,22 @@ def _example(value: Any) -> str:
         return repr("/".join(Path(path).parts[-3:])) if path else f"{len(content or b''):,} bytes"
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
     if isinstance(value, list):
         return f"an array of {len(value)} rows"
     text = str(value)
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def _target(value: object) -> str:
+    """A target for display; of a dialogue what the assistant says last."""
+    match value:
+        case {"response": str(text)}:
+            return _example(text)
+        case [*_, {"role": "assistant", "content": str(text)}]:
+            return _example(text)
+    return repr(value)
 
 
 def bounded(names: Sequence[str], limit: int) -> str:
