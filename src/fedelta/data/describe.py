@@ -27,7 +27,9 @@ def describe(data: FederatedData, evaluated: str, kinds_word: str) -> Iterator[s
     yield f"examples: {len(data.train):,} training{used}, {len(data.test):,} {evaluated}"
     kinds = data.strata_names or data.class_names
     if kinds:  # dialogues have none
-        counts = zip(kinds, _counts(data.train.targets, len(kinds)), _counts(data.test.targets, len(kinds)), strict=True)
+        counts = zip(
+            kinds, _counts(data.train.targets, len(kinds)), _counts(data.test.targets, len(kinds)), strict=True
+        )
         words = [f"{name!r} {training:,} + {held:,}" for name, training, held in counts]
         yield f"{kinds_word}: {len(kinds)}, each with its training + {evaluated} examples: {bounded(words, _NUM_SHOWN)}"
     yield from _clients(data, rows)

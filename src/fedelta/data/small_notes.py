@@ -1,8 +1,8 @@
 """Notes of six sites, word by word, with the persons, places and dates in them: texts for tags.
 
-A note is a sentence from a pattern. Names are made of syllables, and families have the names of places, so that only the words around a name say
-what it is. No given name, no place and no day of the year of the test set is in the training set.
-Each site has patterns of its own, and uses those of others for one note in five. Columns: `words`, `tags` and `site`.
+A note is a sentence from a pattern. Names are made of syllables, and families have the names of places, so that only the
+words around a name say what it is. No given name, no place and no day of the year of the test set is in the training
+set. Each site has patterns of its own, and uses any pattern for one note in five. Columns: `words`, `tags` and `site`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,24 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         "it was in {place} that {person} met {person} .", "{person} , who lives in {place} , was not there .",
     ),
 }  # fmt: skip
-_STEMS = ("Bra", "Cor", "Del", "Fen", "Gar", "Hol", "Jor", "Kel", "Lun", "Mar", "Nor", "Pel", "Ros", "Sel", "Tor", "Vel")
+_STEMS = (
+    "Bra",
+    "Cor",
+    "Del",
+    "Fen",
+    "Gar",
+    "Hol",
+    "Jor",
+    "Kel",
+    "Lun",
+    "Mar",
+    "Nor",
+    "Pel",
+    "Ros",
+    "Sel",
+    "Tor",
+    "Vel",
+)
 _GIVEN, _FAMILY = ("a", "an", "ia", "o", "us", "in"), ("berg", "by", "dal", "feld", "ham", "mark", "stad", "ton", "vik")
 _SIDES = ("New", "Old", "Upper", "East")
 _LARGEST = 40  # of a number that is no date

@@ -115,7 +115,7 @@ class Words:
 
     @cached_property
     def _gap(self) -> str:
-        """A space where the tokenizer needs it to split words as it does in a text, as byte-level ones do; else empty."""
+        """A space if the tokenizer needs it to split words as in a text, as byte-level ones do; otherwise empty."""
         read = partial(self.texts.tokenizer, add_special_tokens=False)
         in_a_text = read("a a")["input_ids"]
         bare, spaced = (read(["a", word], is_split_into_words=True)["input_ids"] for word in ("a", " a"))
