@@ -139,7 +139,7 @@ class Remote:
         Args:
             params: of the server; the sites add the tensors that their clients keep.
         """
-        names = [name for name in self._wire.shared if name in params]
+        names = [name for name in (*self._wire.shared, *self._wire.received) if name in params]
         payload, _ = encode(select(params, names), self._wire, Cast())
         sites = [site for site, profile in self._roster.profiles.items() if profile.num_test_examples]
         talks = {site: partial(self._measuring, site, payload) for site in sites}
