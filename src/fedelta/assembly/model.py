@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedelta.aggregation.low_rank import sourced
 from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
@@ -195,6 +196,9 @@ def apply_tuning(
     else:
         spec = apply_proved(tuning, backbone, lanes, generator, sample)
     _check_norms(config, tuning, backbone)
+    spec = sourced(config.aggregation, spec)
+    for name, tensor in spec.tensors.items():
+        backbone.module.get_parameter(name).requires_grad_(tensor.trained)
     return spec
 
 

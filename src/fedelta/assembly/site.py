@@ -27,6 +27,7 @@ from fedelta.errors import ConfigError, InputError, ModelError
 from fedelta.federation.base import Thorough
 from fedelta.federation.client import Site
 from fedelta.federation.measuring import sums_of
+from fedelta.federation.pairs import Pairs
 from fedelta.federation.tiers import Tiers
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
@@ -198,8 +199,10 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         config.seed,
         config.strategy.num_rounds,
         start=select(model.params, model.spec.kept),
+        given=select(model.params, model.spec.given),
         steering=config.strategy.steering,
         tiers=tiers,
+        pairs=Pairs(config.aggregation, model.spec, config.strategy.cohort_rounds),
     )
 
 

@@ -11,7 +11,7 @@ trained in other processes; what their clients keep stays here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, repeat
@@ -31,6 +31,7 @@ from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
 from fedelta.federation.memory import Drift, Memories, Memory
 from fedelta.federation.packs import Answer, Pack
+from fedelta.federation.pairs import Pairs
 from fedelta.federation.records import Fault, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, is_finite, select
@@ -52,6 +53,8 @@ class Site:
         seed: of the run; batch orders are streams of it.
         num_rounds: length of the run, for the learning-rate schedule.
         start: initial values of the tensors that never travel.
+        given: the tensors that every client has from the seed.
+        pairs: the low-rank pairs of the model, and how they are combined; None: as all other tensors.
         steering: the client's side of the strategy; None if it has none.
         tiers: the depth of each client; None if every client runs the whole model.
         memories: what clients keep between rounds.
@@ -74,6 +77,8 @@ class Site:
     threads: int | None = None
     privacy: SitePrivacy | None = None
     test: Examples | None = None
+    given: Params = field(default_factory=dict)
+    pairs: Pairs | None = None
 
     @cached_property
     def wire(self) -> ParamSpec:
@@ -185,6 +190,17 @@ class Site:
         """See `Runtime.restore`."""
         self.memories.restore(folder, mark)
 
+    def moving(self, held: Collection[str], round: int) -> frozenset[str] | None:
+        """Those of a client's tensors that it trains in `round`; None for all."""
+        resting = frozenset() if self.pairs is None else self.pairs.resting(round)
+        return frozenset(held) - resting if resting else None
+
+    def staying(self, held: Sequence[str], upload: Collection[str], round: int) -> tuple[str, ...]:
+        """Those of a client's tensors that it must keep after `round`, because it does not send them."""
+        if self.pairs is None:
+            return tuple(name for name in held if name not in upload)
+        return self.pairs.staying(held, upload, round)
+
     def held(self, client_id: int) -> tuple[str, ...]:
         """Names of the tensors that the client trains: all, or those of the blocks that it runs."""
         names = self.engine.spec.names
@@ -214,7 +230,8 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
     """
     memory, held = pack.memories[client_id], site.held(client_id)
     # A download replaces an older anchor.
-    anchors = {name: drift.anchor for name, drift in memory.adrift.items()} | received | memory.local_only
+    adrift = {name: drift.anchor for name, drift in memory.adrift.items()}
+    anchors = site.given | adrift | received | memory.local_only
     if lacking := [name for name in held if name not in anchors]:
         raise PayloadError(
             f"{len(lacking)} of {len(held)} tensors are neither in the download nor kept from an earlier round, "
@@ -245,9 +262,10 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
         augmentation=epochs("augmentation"),
         skip=skip,
         local={name: memory.adrift[name].value for name in held if name in memory.adrift and name not in received},
-        kept=tuple(name for name in held if name not in pack.upload[client_id]),
+        kept=site.staying(held, pack.upload[client_id], pack.round),
         offset={} if site.steering is None else site.steering.offset(received, memory.remembered),
         depth=None if site.tiers is None else site.tiers.depths[client_id],
+        moving=site.moving(held, pack.round),
         exits=stream(site.seed, "exits", pack.round, client_id) if site.engine.has_exits else None,
         noise_of_step=None if private is None else private.step_noise(pack.round, client_id),
     )
@@ -270,7 +288,8 @@ def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) ->
         payload, _ = encode(sent, site.wire, site.channel.up)
     except PayloadError as error:
         return Answer(Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error))))
-    unsent = {name: tensor.cpu() for name, tensor in trained.kept.items() if site.engine.spec.tensors[name].shared}
+    to_keep = frozenset(site.engine.spec.kept)
+    unsent = {name: tensor.cpu() for name, tensor in trained.kept.items() if name not in to_keep}
     if site.privacy is not None and site.privacy.is_local:  # a fault would tell about the data
         unsent = {name: tensor if is_finite(tensor) else work.job.anchor[name] for name, tensor in unsent.items()}
     if not all(map(is_finite, unsent.values())):

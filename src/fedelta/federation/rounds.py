@@ -72,6 +72,12 @@ def _plan(federation: Federation, standing: Standing) -> RoundPlan:
         check_plan(federation, plan, state, round)
     if federation.central is not None:
         check_private_plan(federation, plan)
+    return _fitted(federation, plan)
+
+
+def _fitted(federation: Federation, plan: RoundPlan) -> RoundPlan:
+    """`plan` with what low-rank aggregation changes, limited to what each client holds."""
+    plan = plan if federation.pairs is None else federation.pairs.adapted(plan)
     return plan if federation.tiers is None else federation.tiers.restrict(plan)
 
 
@@ -175,7 +181,7 @@ def _released(
 def _whole_download(federation: Federation, plan: RoundPlan, client_ids: Collection[int]) -> RoundPlan:
     """`plan`, in which these clients get every tensor that they hold."""
     whole = replace(plan, download={**plan.download, **dict.fromkeys(client_ids, federation.wire.shared)})
-    return whole if federation.tiers is None else federation.tiers.restrict(whole)
+    return _fitted(federation, whole)
 
 
 def _send(
