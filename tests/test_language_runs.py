@@ -22,6 +22,7 @@ from fedelta.experiment import Experiment
 from fedelta.inference.merged import write_merged
 from fedelta.inference.predict import Predictor
 from fedelta.models.generation import Sampling
+from fedelta.report.writing import write_report
 
 
 def files(folder: Path, family: str = "llama", **fields: object) -> tuple[Path, Path]:
@@ -273,6 +274,10 @@ def test_answers_have_curves_where_a_setting_asks_for_them(folder: Path):
     # Rounds 3 and 5, the last one, have answers; round 4 is evaluated without.
     assert [None if measures is None else len(measures) for measures in rounds] == [None, None, 4, 2, 4]
     assert rounds[-1] == run.measures
+    write_report([run.path], folder / "page.html")
+    page = (folder / "page.html").read_text()
+    assert "Exact match against rounds" in page
+    assert "ROUGE-L against rounds" in page
     with pytest.raises(KeyboardInterrupt):
         experiment(folder, "llama", "", *asked).run(folder / "stopped", on_round=stop_after(3))
     Experiment.from_run(folder / "stopped").resume(folder / "stopped")

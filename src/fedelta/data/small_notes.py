@@ -1,8 +1,9 @@
 """Notes of six sites, word by word, with the persons, places and dates in them: texts for tags.
 
-A note is a sentence from a pattern. Names are made of syllables, and families have the names of places, so that only the
-words around a name say what it is. No given name, no place and no day of the year of the test set is in the training
-set. Each site has patterns of its own, and uses any pattern for one note in five. Columns: `words`, `tags` and `site`.
+A note is a sentence from a pattern. Names are made of syllables, and families have the names of places, so that only
+the words around a name say what it is. No given name, no place and no day of the year of the test set is in the
+training set. Each site has patterns of its own, and uses any pattern for one note in five. Columns: `words`, `tags`
+and `site`.
 """
 
 from __future__ import annotations
