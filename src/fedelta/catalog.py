@@ -77,6 +77,10 @@ LOW_RANK = Registry(
         "ffa": "fedelta.aggregation.ffa:Ffa",
         "rolora": "fedelta.aggregation.rolora:RoLora",
         "fedsa": "fedelta.aggregation.fedsa:FedSa",
+        "hlora": "fedelta.aggregation.hlora:Hlora",
+        "flexlora": "fedelta.aggregation.hlora:Hlora",
+        "flora": "fedelta.aggregation.flora:Flora",
+        "fedex": "fedelta.aggregation.fedex:FedEx",
     },
     _find_more,
 )

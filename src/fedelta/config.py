@@ -63,8 +63,8 @@ class Config(Settings):
         seed: of every random stream of the run.
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
-        model, data, partition, augmentation, task, exits, tuning, strategy, aggregation, local_rule, client, codec, privacy,
-            runtime, stability, deployment, personalization, tracking: the sections.
+        model, data, partition, augmentation, task, exits, tuning, strategy, aggregation, local_rule, client, codec,
+            privacy, runtime, stability, deployment, personalization, tracking: the sections.
     """
 
     # Strict again: values outside of sections are validated separately, without the class's rules.

@@ -39,7 +39,8 @@ class TensorSpec:
         group: name of the group with which it travels.
         trained: whether optimizers change it. False for a running statistic of the client's data, such as the mean of a
             batch norm, which also changes and travels.
-        shared: whether clients send it. False for a tensor that stays on its client from round to round, and for one that
+        shared: whether clients send it. False for a tensor that stays on its client from round to round, and for one
+        that
             clients do not change.
         source: where its values come from.
     """

@@ -2,18 +2,19 @@
 
     h = W0 x + s B A x + s D C x
 
-C [N, I] and D [O, N] have N = min(O, I) rows and columns, as many as any matrix needs, of which the first ones are in use.
-Factors of a round are added below and beside them. When no place is left, the product is written down: the longer factor
-becomes D C, and the other the identity (*dense form*). Both are exact; only the additions of the dense form round, in
-float64 before the result is stored in float32.
+C [N, I] and D [O, N] have N = min(O, I) rows and columns, as many as any matrix needs, of which the first ones are in
+use. Factors of a round are added below and beside them. When no place is left, the product is written down: the longer
+factor becomes D C, and the other the identity (*dense form*). Both are exact up to float32.
 
-A download has the rows that are in use in any layer, or of each layer the one factor of its dense form, whichever is less
-(`federation/shapes.py`).
+A download has the rows that are in use in any layer, or of each layer the one factor of its dense form (forms.py in
+federation/); all layers get the dense form as soon as that is less.
 
 Shapes: O, I of the layer, N rows that there is space for, S rows that are added.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -28,24 +29,34 @@ def rows_in_use(c_NI: Tensor, d_ON: Tensor) -> int:
 
 def is_dense(c_NI: Tensor, d_ON: Tensor) -> bool:
     """Whether the factors are in dense form."""
-    identity = c_NI if c_NI.shape[1] <= d_ON.shape[0] else d_ON
+    identity = c_NI if c_NI.shape[1] == len(c_NI) else d_ON
     return torch.equal(identity, torch.eye(len(identity), dtype=identity.dtype, device=identity.device))
 
 
-def dense(c_NI: Tensor, d_ON: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product in dense form."""
-    product_OI = d_ON @ c_NI
-    identity = torch.eye(c_NI.shape[0], dtype=c_NI.dtype, device=c_NI.device)
-    return (identity, product_OI) if c_NI.shape[1] <= d_ON.shape[0] else (product_OI, identity)
-
-
-def carried_on(c_NI: Tensor, d_ON: Tensor, c_SI: Tensor, d_OS: Tensor) -> tuple[Tensor, Tensor]:
+def carried_on(before: tuple[Tensor, Tensor], added: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """C and D with D' C' added to their product; all float64."""
-    num_used, num_added = rows_in_use(c_NI, d_ON), len(c_SI)
-    if num_used + num_added <= len(c_NI) and not is_dense(c_NI, d_ON):
-        c, d = c_NI.clone(), d_ON.clone()
-        c[num_used : num_used + num_added], d[:, num_used : num_used + num_added] = c_SI, d_OS
-        return c, d
-    product_OI = d_ON @ c_NI + d_OS @ c_SI
+    (c_NI, d_ON), (c_SI, d_OS) = before, added
+    start, end = rows_in_use(c_NI, d_ON), rows_in_use(c_NI, d_ON) + len(c_SI)
+    if end > len(c_NI) or is_dense(c_NI, d_ON):
+        return as_dense(c_NI, d_ON @ c_NI + d_OS @ c_SI)
+    c_NI, d_ON = c_NI.clone(), d_ON.clone()
+    c_NI[start:end], d_ON[:, start:end] = c_SI, d_OS
+    return c_NI, d_ON
+
+
+def as_dense(c_NI: Tensor, product_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """The dense form of a product, with the shapes of C and D."""
     identity = torch.eye(len(c_NI), dtype=c_NI.dtype)
-    return (identity, product_OI) if c_NI.shape[1] <= d_ON.shape[0] else (product_OI, identity)
+    return (identity, product_OI) if product_OI.shape[1] == len(c_NI) else (product_OI, identity)
+
+
+def in_fewest(layers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same products, all in dense form if that is no more to send than the rows in use."""
+    num_rows = max(rows_in_use(*pair) for pair in layers.values())
+    in_rows = sum(min(num_rows, len(c_NI)) * (c_NI.shape[1] + len(d_ON)) for c_NI, d_ON in layers.values())
+    if not num_rows or in_rows < sum(c_NI.shape[1] * len(d_ON) for c_NI, d_ON in layers.values()):
+        return dict(layers)
+    return {
+        path: (c_NI, d_ON) if is_dense(c_NI, d_ON) else as_dense(c_NI, d_ON @ c_NI)
+        for path, (c_NI, d_ON) in layers.items()
+    }

@@ -3,8 +3,8 @@
     A <- sum_i p_i A_i,    B <- sum_i p_i B_i
     W0 <- W0 + s (sum_i p_i B_i A_i - B A) = W0 + s sum_i p_i (B_i - B) (A_i - A)
 
-so that the layer is exactly the mean of those of the clients. The residual has at most the rank of all pairs together, and
-is carried as these factors (carrying.py): clients get it with every download, beside the pair.
+so that the layer is exactly the mean of those of the clients. The residual has at most the rank of all pairs together,
+and is carried as these factors (carrying.py): clients get it with every download, beside the pair.
 
 If clients agree in one factor the residual is zero, and this is plain averaging, bit by bit.
 

@@ -2,11 +2,12 @@
 
     W0 <- W0 + s [p_1 B_1, p_2 B_2, ...] [A_1; A_2; ...] = W0 + s sum_i p_i B_i A_i,    B <- 0,    A <- a new draw
 
-exactly, whatever the ranks of clients are. What goes down grows with the cohort: the stacked factors of all earlier rounds
-(carrying.py), until the whole change of the layer is smaller.
+exactly, whatever the ranks of clients are. What goes down grows with the cohort: the stacked factors of all earlier
+rounds (carrying.py), until the whole change of the layer is smaller.
 
-Differs from the paper: weights are in B alone, so that the product has them once; and clients of a cohort that were not in
-earlier ones get the change of all rounds, which the paper's clients, all of them in every round, have added up themselves.
+Differs from the paper: weights are in B alone, so that the product has them once; and clients of a cohort that were not
+in earlier ones get the change of all rounds, which the paper's clients, all of them in every round, have added up
+themselves.
 
 Source: Wang et al. 2024 (FLoRA, arXiv 2409.05976), Eq. 5 and Algorithm 1.
 """

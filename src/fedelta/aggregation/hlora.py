@@ -3,14 +3,14 @@
     sum_i p_i B_i A_i = U S V^T,    B <- U_R S_R,    A <- V_R^T
 
 is the best pair of rank R, and its first r components are the best of rank r: a client of rank r gets these
-(`tuning.rank_by_client`). The product is exact as long as the mean of the products has rank R; what the truncation leaves
-out is lost.
+(`tuning.rank_by_client`). The product is exact as long as the mean of the products has rank R; what the truncation
+leaves out is lost.
 
 The mean is never written down if the ranks of all clients together are small: with sum_i p_i B_i A_i = L K, where L has
-the p_i B_i side by side and K the A_i one below the other, L = Q1 R1 and K^T = Q2 R2, the SVD of the small R1 R2^T gives
-that of L K. Signs are chosen so that the largest element of every row of A is positive. A direction in which the mean has
-nothing, such as all of them in a round in which no B has moved, gets a new random row of A, orthogonal to the others, and
-zeros in B: as zeros in both it could never learn.
+the p_i B_i side by side and K the A_i one below the other, L = Q1 R1 and K^T = Q2 R2, the SVD of the small R1 R2^T
+gives that of L K. Signs are chosen so that the largest element of every row of A is positive. A direction in which the
+mean has nothing, such as all of them in a round in which no B has moved, gets a new random row of A, orthogonal to the
+others, and zeros in B: as zeros in both it could never learn.
 
 If clients agree in one factor, bit by bit, plain averaging is exact and is used, unless ranks differ.
 
@@ -73,4 +73,5 @@ def _fresh(num: int, v_RI: Tensor, generator: Generator) -> Tensor:
         return v_RI[:0]
     drawn = torch.randn(num, v_RI.shape[1], generator=generator, dtype=torch.float64)
     drawn -= drawn @ v_RI.T @ v_RI
-    return torch.linalg.qr(drawn.T)[0].T
+    rows: Tensor = torch.linalg.qr(drawn.T)[0].T
+    return rows

@@ -4,13 +4,13 @@ A pair of client i changes the layer by s B_i A_i. The mean of what clients have
 
     P = sum_i p_i B_i A_i,    p_i = n_i / n, or 1 / M with `strategy.mean.name = "uniform"`
 
-and plain averaging, each factor for itself, gives (sum_i p_i B_i) (sum_i p_i A_i) instead. Section `[aggregation]` chooses
-what is done about it; `strategy.mean` and the strategy stay what they are for all other tensors. The factor s is the same
-for all clients, also if their ranks differ (`tuning.rank_by_client`): that of the server's pair, so that products can be
-added up.
+and plain averaging, each factor for itself, gives (sum_i p_i B_i) (sum_i p_i A_i) instead. Section `[aggregation]`
+chooses what is done about it; `strategy.mean` and the strategy stay what they are for all other tensors. The factor s
+is the same for all clients, also if their ranks differ (`tuning.rank_by_client`): that of the server's pair, so that
+products can be added up.
 
-The methods in this folder that combine both factors (`joins`) need A and B of a client in one upload, which is so because
-they are of one group.
+The methods in this folder that combine both factors (`joins`) need A and B of a client in one upload, which is so
+because they are of one group.
 
 Shapes: R rank, I columns of A (for a convolution with all kernel positions), O rows of B, S rows that are carried.
 """
@@ -25,10 +25,10 @@ import torch
 from torch import Generator, Tensor
 
 from fedelta.aggregation.means import Uniform, Weighted
-from fedelta.params import ParamSpec
+from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Context, Settings
 from fedelta.tuning.combined import Combined
-from fedelta.tuning.lora import Lora
+from fedelta.tuning.lora import Lora, carried_shapes
 
 Factor = Literal["lora_A", "lora_B"]
 FACTORS: tuple[Factor, Factor] = ("lora_A", "lora_B")
@@ -46,8 +46,8 @@ class Pair(NamedTuple):
     """
 
     share: float
-    a_RI: Tensor
-    b_OR: Tensor
+    a_RI: Tensor  # noqa: N815  as all matrices
+    b_OR: Tensor  # noqa: N815
 
 
 class Joined(NamedTuple):
@@ -59,8 +59,8 @@ class Joined(NamedTuple):
         carried: factors [S, I] and [O, S] whose product, times s, is added to the frozen layer; None for nothing.
     """
 
-    a_RI: Tensor
-    b_OR: Tensor
+    a_RI: Tensor  # noqa: N815  as all matrices
+    b_OR: Tensor  # noqa: N815
     carried: tuple[Tensor, Tensor] | None = None
 
 
@@ -146,8 +146,20 @@ def paths_of(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def sourced(method: LowRank, spec: ParamSpec) -> ParamSpec:
-    """`spec`, in which a factor that the method fixes comes from the seed, and one that it keeps does not travel."""
-    tensors = dict(spec.tensors)
+    """`spec`, in which a factor that the method fixes comes from the seed, and one that it keeps does not travel.
+
+    What is carried beside a pair follows it.
+    """
+    tensors: dict[str, TensorSpec] = {}
+    for name, tensor in spec.tensors.items():
+        tensors[name] = tensor
+        path = name.removesuffix(".lora_B")
+        if method.carries and path != name:
+            shapes = carried_shapes(spec.tensors[f"{path}.lora_A"].shape, tensor.shape)
+            for factor, shape in zip(CARRIED, shapes, strict=True):
+                tensors[f"{path}.{factor}"] = TensorSpec(
+                    shape, tensor.group, trained=False, shared=False, source="server"
+                )
     for path in paths_of(spec):
         if method.fixes is not None:
             name = f"{path}.{method.fixes}"
@@ -194,19 +206,19 @@ def conflicts(context: Context) -> list[str]:
         problems.append(f"{name}, which adds to the layers of 'lora' alone; `tuning.name` must be 'lora'")
     if method.resting(1) and strategy == "fedluar":
         problems.append(
-            f"{name}, which sends one factor at a time, but `strategy.name` is 'fedluar', which repeats the last update of "
-            "what is not sent; choose 'fedavg' or 'fedlama'"
+            f"{name}, which sends one factor at a time, but `strategy.name` is 'fedluar', which repeats the last "
+            "update of what is not sent; choose 'fedavg' or 'fedlama'"
         )
-    return problems + (_conflicts_of_joins(method, name, context, mean) if method.joins else [])
+    return problems + (_conflicts_of_joins(name, context, mean) if method.joins else [])
 
 
-def _conflicts_of_joins(method: LowRank, name: str, context: Context, mean: object) -> list[str]:
+def _conflicts_of_joins(name: str, context: Context, mean: object) -> list[str]:
     """What a method that combines both factors cannot be right with."""
     problems, strategy = [], context.get("strategy.name")
     if strategy is not None and strategy not in _ADDING:
         problems.append(
-            f"{name}, which replaces the pairs of the server, but `strategy.name` is {strategy!r}, which goes on from the "
-            f"changes of single factors; choose one of {', '.join(map(repr, _ADDING))}, or 'ffa'"
+            f"{name}, which replaces the pairs of the server, but `strategy.name` is {strategy!r}, which goes on from "
+            f"the changes of single factors; choose one of {', '.join(map(repr, _ADDING))}, or 'ffa'"
         )
     elif strategy == "fedavg" and context.get("strategy.server_lr") != 1:
         problems.append(f"{name}, which replaces the pairs of the server; `strategy.server_lr` must be 1")

@@ -34,7 +34,7 @@ from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.full import Full
 from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
-from fedelta.tuning.lora import Lora
+from fedelta.tuning.lora import Lora, carry
 from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
 from fedelta.tuning.proof import apply_proved
 
@@ -196,6 +196,8 @@ def apply_tuning(
     else:
         spec = apply_proved(tuning, backbone, lanes, generator, sample)
     _check_norms(config, tuning, backbone)
+    if config.aggregation.carries:
+        carry(backbone.module)
     spec = sourced(config.aggregation, spec)
     for name, tensor in spec.tensors.items():
         backbone.module.get_parameter(name).requires_grad_(tensor.trained)

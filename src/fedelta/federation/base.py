@@ -16,6 +16,7 @@ from fedelta.aggregation.means import Uniform, UniformDeltas
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
+from fedelta.federation.forms import Forms
 from fedelta.federation.pairs import Pairs
 from fedelta.federation.records import Attendance, Rejection, Reply
 from fedelta.federation.tiers import Tiers
@@ -156,6 +157,15 @@ class Federation:
         """Every tensor that can travel: what is tuned, and what the strategy sends in addition."""
         steering = self.strategy.steering
         return self.spec if steering is None else steering.extend(self.spec)
+
+    @cached_property
+    def forms(self) -> Forms:
+        """The forms of the payloads of the run."""
+        return Forms(self.wire)
+
+    def rank_of(self, client_id: int) -> int | None:
+        """The rank of a client's pairs; None if all clients have that of the server."""
+        return None if self.pairs is None else self.pairs.ranks.get(client_id)
 
     @cached_property
     def in_order(self) -> Sequence[int]:

@@ -29,6 +29,7 @@ from fedelta.engine.packs import packs_of
 from fedelta.engine.threads import arithmetic_threads, computed_with
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
+from fedelta.federation.forms import Form, Forms
 from fedelta.federation.memory import Drift, Memories, Memory
 from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.pairs import Pairs
@@ -84,6 +85,11 @@ class Site:
     def wire(self) -> ParamSpec:
         """Every tensor that can travel, as `Federation.wire`."""
         return self.engine.spec if self.steering is None else self.steering.extend(self.engine.spec)
+
+    @cached_property
+    def forms(self) -> Forms:
+        """The forms of the payloads of the run."""
+        return Forms(self.wire)
 
     @cached_property
     def blank(self) -> Memory:
@@ -164,7 +170,9 @@ class Site:
             payload = pack.payloads[client_id]
             try:
                 if payload not in decoded:
-                    decoded[payload], _ = decode(payload, self.wire, self.channel.down)
+                    form = self.forms.form_in(payload)
+                    narrow, _ = decode(payload, self.forms.spec_of(form), self.channel.down)
+                    decoded[payload] = self.forms.widened(narrow, form)
                 under_way[client_id] = _work(self, pack, client_id, decoded[payload])
             except PayloadError as error:
                 fault = Fault(f"the client cannot use its download: {error.message}")
@@ -215,11 +223,13 @@ class _Work:
         job: the training job.
         received: the decoded download.
         memory: the client's memory before the round.
+        form: of its upload: that of its download, without what is carried.
     """
 
     job: Job
     received: Params
     memory: Memory
+    form: Form
 
 
 def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
@@ -231,7 +241,8 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
     memory, held = pack.memories[client_id], site.held(client_id)
     # A download replaces an older anchor.
     adrift = {name: drift.anchor for name, drift in memory.adrift.items()}
-    anchors = site.given | adrift | received | memory.local_only
+    form = site.forms.form_in(pack.payloads[client_id])
+    anchors = site.forms.limited(site.given, form) | adrift | received | memory.local_only
     if lacking := [name for name in held if name not in anchors]:
         raise PayloadError(
             f"{len(lacking)} of {len(held)} tensors are neither in the download nor kept from an earlier round, "
@@ -269,7 +280,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
         exits=stream(site.seed, "exits", pack.round, client_id) if site.engine.has_exits else None,
         noise_of_step=None if private is None else private.step_noise(pack.round, client_id),
     )
-    return _Work(job, received, memory)
+    return _Work(job, received, memory, Form(form.rank))
 
 
 def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) -> Answer:
@@ -281,11 +292,11 @@ def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) ->
     if site.steering is not None:
         step_length = lr * site.engine.client.effective_steps(num_examples)
         delta |= site.steering.beside(work.received, delta, step_length)
-    sent = select(delta, pack.upload[client_id])
+    sent = site.forms.narrowed(select(delta, pack.upload[client_id]), work.form)
     if site.channel.up.feeds_back:
         sent = _with_residual(sent, work.memory.residual)
     try:
-        payload, _ = encode(sent, site.wire, site.channel.up)
+        payload, _ = encode(sent, site.forms.spec_of(work.form), site.channel.up)
     except PayloadError as error:
         return Answer(Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error))))
     to_keep = frozenset(site.engine.spec.kept)
@@ -322,7 +333,8 @@ def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, pa
     previous, steering, feeds_back = work.memory, site.steering, site.channel.up.feeds_back
     local_only = {name: tensor.cpu() for name, tensor in trained.kept.items() if name not in unsent}
     # What the server decodes, so that server and client do not drift apart by the codec's rounding errors.
-    decoded = decode(payload, site.wire, site.channel.up)[0] if steering is not None or feeds_back else {}
+    spec = site.forms.spec_of(work.form)
+    decoded = decode(payload, spec, site.channel.up)[0] if steering is not None or feeds_back else {}
     return Memory(
         # A client whose statistics diverged goes on with its previous ones.
         local_only=local_only if all(map(is_finite, local_only.values())) else previous.local_only,

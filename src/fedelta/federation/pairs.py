@@ -1,18 +1,22 @@
 """What low-rank aggregation changes about a round: which factors travel, and which clients leave alone.
 
-A strategy plans as if factors were ordinary tensors. `Pairs.adapted` then takes a factor at rest out of the uploads, and
-adds what the server alone changes to the downloads of the layers that go down. Both ends know the method, so that nothing
-else has to be said to a client.
+A strategy plans as if factors were ordinary tensors. `Pairs.adapted` then takes a factor at rest out of the uploads,
+and adds what the server alone changes to the downloads of the layers that go down. Both ends know the method, so that
+nothing else has to be said to a client.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from fedelta.aggregation.base import Aggregation
+from fedelta.aggregation.joining import Joining
 from fedelta.aggregation.low_rank import FACTORS, LowRank, paths_of
-from fedelta.params import ParamSpec
+from fedelta.codecs.base import Codec
+from fedelta.codecs.wire import decode, encode
+from fedelta.params import Params, ParamSpec, select
 from fedelta.strategies.base import RoundPlan
 
 
@@ -24,11 +28,14 @@ class Pairs:
         method: section `[aggregation]`.
         spec: what is tuned, as `sourced` gives it.
         turn_rounds: number of rounds in a turn: `Strategy.cohort_rounds`.
+        ranks: client id to its rank, at the server; empty if all clients have that of the server, and at a site, whose
+            clients see it in their downloads.
     """
 
     method: LowRank
     spec: ParamSpec
     turn_rounds: int = 1
+    ranks: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
@@ -60,10 +67,37 @@ class Pairs:
         return tuple(
             name
             for name in names
-            if name not in upload
-            and name not in given
-            and not (name in quiet and name.rpartition(".")[0] in sent)
+            if name not in upload and name not in given and not (name in quiet and name.rpartition(".")[0] in sent)
         )
+
+    def joining(self, mean: Aggregation, params: Params, anchors: Params) -> Joining | None:
+        """What combines the pairs of a round; None if each factor is averaged for itself.
+
+        Args:
+            mean: of the strategy.
+            params: of the server.
+            anchors: the pairs of the server, as clients have decoded them.
+        """
+        if not self.method.joins:
+            return None
+        return Joining(self.method, mean, self.spec, params, anchors, ordered=bool(self.ranks))
+
+    def as_decoded(self, params: Params, codec: Codec) -> Params:
+        """Server params, with pairs as a client decodes them: what it sends is relative to these."""
+        names = [f"{path}.{factor}" for path in self.paths for factor in FACTORS]
+        pairs = select(params, (name for name in names if name in self.spec.shared))
+        return params | decode(encode(pairs, self.spec, codec)[0], self.spec, codec)[0]
+
+    def padded(self, delta: Params, anchors: Params) -> Params:
+        """A decoded upload of a lower rank, with full shapes: what the client lacks ends at zero."""
+        padded: Params = {}
+        for name, tensor in delta.items():
+            padded[name] = tensor
+            if name in self.spec and tuple(tensor.shape) != self.spec.tensors[name].shape:
+                axis = 0 if name.endswith("_A") else 1
+                padded[name] = anchors[name].neg()
+                padded[name].narrow(axis, 0, tensor.shape[axis]).copy_(tensor)
+        return padded
 
     def _with_carried(self, names: tuple[str, ...]) -> tuple[str, ...]:
         if not self.spec.received:

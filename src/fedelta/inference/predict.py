@@ -26,6 +26,7 @@ from fedelta.inference.anytime import (
     exits_of,
 )
 from fedelta.inference.directory import SETTINGS
+from fedelta.inference.folding import folded_pairs
 from fedelta.inference.layout import is_pair
 from fedelta.inference.translate import placed
 from fedelta.modalities.dialogues import Dialogues
@@ -322,7 +323,8 @@ def _refuse_changed(run: Path) -> None:
         checkpoint = None
     if checkpoint is not None:
         refuse(f"run {str(run)!r}", changed_files(run, checkpoint.origin))
-        refuse_other_adapter(run / rundir.ADAPTER, checkpoint.params, read_adapter(run / rundir.ADAPTER).params)
+        trained, _ = folded_pairs(checkpoint.params)
+        refuse_other_adapter(run / rundir.ADAPTER, trained, read_adapter(run / rundir.ADAPTER).params)
         refuse_other_settings(run / rundir.ADAPTER / SETTINGS, checkpoint.origin)
 
 
