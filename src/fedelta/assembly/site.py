@@ -17,6 +17,7 @@ from fedelta.config import Config
 from fedelta.data.augmentation import check_images
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.federate import adapted, federate
+from fedelta.data.folders import Splits
 from fedelta.data.sources import RawData, read
 from fedelta.engine.dp_sgd import DpSgd
 from fedelta.engine.lanes import LaneEngine
@@ -27,6 +28,7 @@ from fedelta.errors import ConfigError, InputError, ModelError
 from fedelta.federation.base import Thorough
 from fedelta.federation.client import Site
 from fedelta.federation.measuring import sums_of
+from fedelta.federation.pairs import Pairs
 from fedelta.federation.tiers import Tiers
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
@@ -51,7 +53,7 @@ USUAL_RANGES = ((0.0, 1.0), (0.0, 255.0))
 def read_data(
     config: Config,
     backbone: Backbone | None = None,
-    data: FederatedData | None = None,
+    data: FederatedData | Splits | None = None,
     *,
     preparation: Preparation = Preparation(),  # noqa: B008 a frozen value
     at_a_glance: bool = False,
@@ -63,7 +65,7 @@ def read_data(
     Args:
         config: of the run.
         backbone: the caller's model instead of `config.model`.
-        data: the caller's data instead of `config.data` and `config.partition`.
+        data: the caller's data instead of `config.data` and `config.partition`, or splits that `config.data` describes.
         preparation: how examples became inputs when the model was tuned; for images it overrides `config.data.resize`
             and what would be found from the training data.
         at_a_glance: read examples only when they are fetched.
@@ -72,11 +74,11 @@ def read_data(
         InputError: data or model are missing, unreadable or do not fit each other.
     """
     personal = config.personalization
-    if data is not None:
+    if isinstance(data, FederatedData):
         backbone = backbone or built(config, data.class_names)
         data = data.without(personal.held_out_ids(data.clients.only(data.partition), config.seed))
     else:
-        raw = read_raw(config, at_a_glance=at_a_glance)
+        raw = read_raw(config, at_a_glance=at_a_glance, loaded=data)
         if preparation.resize is not None:
             raw = replace(raw, source=raw.source.model_copy(update={"resize": preparation.resize}))
         backbone, modality = fitted(config, raw, backbone, preparation)
@@ -87,18 +89,22 @@ def read_data(
     return backbone, data
 
 
-def read_raw(config: Config, known: KnownClasses | None = None, *, at_a_glance: bool = False) -> RawData:
+def read_raw(
+    config: Config, known: KnownClasses | None = None, *, at_a_glance: bool = False, loaded: Splits | None = None
+) -> RawData:
     """Returns rows and targets of `config.data`, before a model is known.
 
     Args:
         config: of the run.
         known: the classes, if they are known before.
         at_a_glance: read examples only when they are fetched.
+        loaded: the splits, if they are not to be read from `config.data.source`.
 
     Raises:
         InputError: the data are missing, unreadable, or do not fit the configuration.
     """
-    raw = replace(read(config.data, seed=config.seed, task=config.task, known=known), at_a_glance=at_a_glance)
+    raw = read(config.data, seed=config.seed, task=config.task, known=known, loaded=loaded)
+    raw = replace(raw, at_a_glance=at_a_glance)
     check_num_classes(config, len(raw.class_names))
     _check_modality(config, raw)
     return raw
@@ -198,8 +204,10 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         config.seed,
         config.strategy.num_rounds,
         start=select(model.params, model.spec.kept),
+        given=select(model.params, model.spec.given),
         steering=config.strategy.steering,
         tiers=tiers,
+        pairs=Pairs(config.aggregation, model.spec, config.strategy.cohort_rounds),
     )
 
 

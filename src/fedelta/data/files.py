@@ -23,6 +23,7 @@ from fedelta.data.tables import HINT, by_split, read_table_file, read_tables
 from fedelta.data.walk import Tree, unwritable
 from fedelta.errors import DataError
 from fedelta.imports import collector_paused
+from fedelta.settings.paths import GIVE_AGAIN, is_in_python
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,6 +49,8 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
     Raises:
         DataError: the source does not exist, cannot be read, or `naming` does not apply to it.
     """
+    if is_in_python(source):
+        raise DataError(f"data source {source!r} was given as objects in Python", hint=GIVE_AGAIN)
     if source == AT_THE_SITES:
         raise DataError(
             f"data source {source!r} means that each site of a deployment reads its own data, so there is none here",

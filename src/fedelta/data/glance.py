@@ -130,18 +130,20 @@ def _example(value: Any) -> str:
         value = " ".join(value)
     if isinstance(value, list):
         return f"an array of {len(value)} rows"
-    text = str(value)
+    return _short(str(value))
+
+
+def _target(value: Any) -> str:
+    """A short text for what a model shall answer; of a dialogue that is its last part."""
+    if isinstance(value, dict) and "response" in value:
+        value = value["response"]
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    return _short(value) if isinstance(value, str) else repr(value)
+
+
+def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
-def _target(value: object) -> str:
-    """A target for display; of a dialogue what the assistant says last."""
-    match value:
-        case {"response": str(text)}:
-            return _example(text)
-        case [*_, {"role": "assistant", "content": str(text)}]:
-            return _example(text)
-    return repr(value)
 
 
 def bounded(names: Sequence[str], limit: int) -> str:

@@ -16,6 +16,8 @@ from fedelta.aggregation.means import Uniform, UniformDeltas
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
+from fedelta.federation.forms import Forms
+from fedelta.federation.pairs import Pairs
 from fedelta.federation.records import Attendance, Rejection, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec
@@ -99,6 +101,7 @@ class Federation:
         site_of: client id to its site; empty if clients run on this machine.
         privacy: what is guaranteed, and how it is counted; None: nothing.
         central: adds the noise of client-level privacy; None: the server adds none.
+        pairs: the low-rank pairs of the model, and how they are combined; None: as all other tensors.
         replies_once: whether the runtime gives no client's reply twice, as one on this machine does; a reply then
             counts as soon as it is its turn.
 
@@ -125,6 +128,7 @@ class Federation:
     privacy: Guarantee | None = None
     central: Central | None = None
     replies_once: bool = False
+    pairs: Pairs | None = None
 
     def __post_init__(self) -> None:
         if self.central is not None and (problems := _not_private(self)):
@@ -153,6 +157,15 @@ class Federation:
         """Every tensor that can travel: what is tuned, and what the strategy sends in addition."""
         steering = self.strategy.steering
         return self.spec if steering is None else steering.extend(self.spec)
+
+    @cached_property
+    def forms(self) -> Forms:
+        """The forms of the payloads of the run."""
+        return Forms(self.wire)
+
+    def rank_of(self, client_id: int) -> int | None:
+        """The rank of a client's pairs; None if all clients have that of the server."""
+        return None if self.pairs is None else self.pairs.ranks.get(client_id)
 
     @cached_property
     def in_order(self) -> Sequence[int]:

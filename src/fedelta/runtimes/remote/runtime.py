@@ -140,7 +140,7 @@ class Remote:
             params: of the server; the sites add the tensors that their clients keep.
             with_answers: whether a language model answers prompts, too.
         """
-        names = [name for name in self._wire.shared if name in params]
+        names = [name for name in (*self._wire.shared, *self._wire.received) if name in params]
         payload, _ = encode(select(params, names), self._wire, Cast())
         sites = [site for site, profile in self._roster.profiles.items() if profile.num_test_examples]
         talks = {site: partial(self._measuring, site, payload, with_answers=with_answers) for site in sites}
