@@ -13,6 +13,7 @@ from torch import Generator
 
 from fedelta.aggregation.base import Aggregation
 from fedelta.aggregation.means import Uniform, UniformDeltas
+from fedelta.codecs.changes import Mirror
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
@@ -197,6 +198,7 @@ class Standing:
         bytes_sent: payload bytes of these rounds, both directions.
         claimed: client id to the number of examples in its last accepted reply.
         privacy: what has been released.
+        mirror: what clients hold, if downloads carry changes; else empty.
     """
 
     params: Params
@@ -205,6 +207,7 @@ class Standing:
     bytes_sent: int = 0
     claimed: Mapping[int, int] = field(default_factory=dict)
     privacy: PrivacyState = field(default_factory=PrivacyState)
+    mirror: Mirror = field(default_factory=Mirror)
 
 
 def too_few(federation: Federation, plan: RoundPlan, num_usable: int, rejections: Sequence[Rejection]) -> RoundError:
