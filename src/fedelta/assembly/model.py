@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedelta.aggregation.low_rank import sourced
 from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
@@ -33,7 +34,7 @@ from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.full import Full
 from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
-from fedelta.tuning.lora import Lora
+from fedelta.tuning.lora import Lora, carry
 from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
 from fedelta.tuning.proof import apply_proved
 
@@ -52,6 +53,7 @@ class TunedModel:
         params: of the server before round 1; on the CPU, float32.
         total_parameters: number of scalars of the model before tuning.
         identity: digests that identify the base model (`tuning/identity.py`).
+        base_bytes: size of its tensors before tuning.
     """
 
     backbone: Backbone
@@ -61,6 +63,7 @@ class TunedModel:
     params: Params
     total_parameters: int
     identity: Mapping[str, str]
+    base_bytes: int
 
 
 def tuned_model(
@@ -89,7 +92,7 @@ def tuned_model(
         ConfigError: `[tuning]` or `model.batch_norm` contradicts the adapter or the backbone.
     """
     _refuse_lazy(backbone)
-    total_parameters = backbone.num_parameters
+    total_parameters, base_bytes = backbone.num_parameters, backbone.num_bytes
     backbone.module.to(config.runtime.torch_device())
     start = adapter
     if start is None and config.model.adapter is not None:
@@ -109,7 +112,7 @@ def tuned_model(
     identity_now = identity(backbone, spec.names, config.model if backbone.modality is not None else None)
     if start is not None and (changed_parts := unlike(start.identity, identity_now)):
         logger.warning("the adapter was made for another base model: its %s differ.", ", ".join(changed_parts))
-    return TunedModel(backbone, tuning, spec, lanes, params, total_parameters, identity_now)
+    return TunedModel(backbone, tuning, spec, lanes, params, total_parameters, identity_now, base_bytes)
 
 
 def _most_lanes(config: Config, tuning: TuningMethod, num_lanes: int) -> int:
@@ -195,6 +198,11 @@ def apply_tuning(
     else:
         spec = apply_proved(tuning, backbone, lanes, generator, sample)
     _check_norms(config, tuning, backbone)
+    if config.aggregation.carries:
+        carry(backbone.module)
+    spec = sourced(config.aggregation, spec)
+    for name, tensor in spec.tensors.items():
+        backbone.module.get_parameter(name).requires_grad_(tensor.trained)
     return spec
 
 

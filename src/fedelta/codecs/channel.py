@@ -19,15 +19,17 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedelta.catalog import CODECS
 from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
-from fedelta.codecs.changes import Reader, first_download
+from fedelta.codecs.changes import Mirror, Reader, first_download
+from fedelta.codecs.sparse import RandomK, TopK
 from fedelta.codecs.wire import encode
 from fedelta.params import Params, ParamSpec
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 from fedelta.settings.registry import Chosen
 
 ChosenCodec = Annotated[Codec, Chosen(CODECS)]
@@ -67,6 +69,19 @@ class Channel(Settings):
         """Whether payloads are compressed."""
         return self.entropy == "zstd"
 
+    @property
+    def is_estimate(self) -> bool:
+        """Whether the length of a payload depends on the values in it."""
+        return self.compresses or any(isinstance(codec, TopK) for codec in (self.down, self.up))
+
+    def change(self, params: Params, spec: ParamSpec) -> bytes:
+        """The download of a client that was in the round before, if these tensors have changed from zero since."""
+        mirror = Mirror().advanced(
+            1, {name: torch.zeros_like(value) for name, value in params.items()}, spec, self.down, 0
+        )
+        mirror = mirror.kept({0: params}).advanced(2, params, spec, self.down, 0)
+        return mirror.payload(params, mirror.since(0, params), spec, self.down, compress=self.compresses)[0]
+
     def upload(self, params: Params, spec: ParamSpec) -> bytes:
         """An upload with these tensors, for its length."""
         return encode(params, spec, self.up, compress=self.compresses)[0]
@@ -80,6 +95,29 @@ class Channel(Settings):
     def reader(self, held: Params) -> Codec:
         """What decodes the downloads of a client that holds these mirrored values."""
         return Reader(self.down, held) if self.sends_changes else self.down
+
+    def problems(self, context: Context) -> list[str]:
+        """Reports what the strategy's mean or low-rank aggregation cannot do with these codecs."""
+        problems, mean, joining = [], context.get("strategy.mean"), context.get("aggregation")
+        if mean is not None and mean.reads == "each" and isinstance(self.up, TopK | RandomK) and self.up.k != 1.0:
+            problems.append(
+                f"`codec.up.name` is {self.up.name!r}, but `strategy.mean.name` is {mean.name!r}, which compares the "
+                f"values of clients: those that a client leaves out would count as zeros; choose 'int4' or 'sign'"
+            )
+        if joining is None or not joining.joins:
+            return problems
+        if self.feeds_back:
+            problems.append(
+                f"`codec.up.name` is {self.up.name!r} with error feedback, but `aggregation.name` is {joining.name!r}, "
+                f"which makes a new pair of factors in every round: what was left out of the old pair does not belong "
+                f"to the new one; set `codec.error_feedback = false`, or choose 'float16'"
+            )
+        if self.down.feeds_back:
+            problems.append(
+                f"`codec.down.name` is {self.down.name!r}, but `aggregation.name` is {joining.name!r}, which multiplies "
+                f"the factors of each client and has to know what it started from; choose 'float16'"
+            )
+        return problems
 
     @model_validator(mode="before")
     @classmethod

@@ -86,13 +86,11 @@ class Integers(Settings):
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
         """See `Codec.unpack`."""
-        pieces = list(_pieces(shape, self.group))
-        expected = sum(halves.num_bytes(piece.num_scales) + self._num_bytes(piece.numel) for piece in pieces)
-        if expected != len(data):
+        if (expected := self._length(shape)) != len(data):
             problem = f"{len(data)} bytes for a tensor {shape} in {self.name}, expected {expected}"
             raise PayloadError(f"`{name}`: {problem}.")
         result = torch.empty(prod(shape))
-        for piece in pieces:
+        for piece in _pieces(shape, self.group):
             middle = halves.num_bytes(piece.num_scales)
             end = middle + self._num_bytes(piece.numel)
             scales = halves.from_bytes(name, data[:middle], self.largest)
@@ -102,6 +100,15 @@ class Integers(Settings):
             _multiply(name, piece, integers, scales, result[piece.start : piece.start + piece.numel])
             data = data[end:]
         return result.view(shape)
+
+    def _length(self, shape: tuple[int, ...]) -> int:
+        """The length of a tensor's bytes: of one full piece, times their number, and of the rest."""
+        numel = prod(shape)
+        most = numel if self.group == "row" else _MOST_SCALES * self.group
+        count, rest = divmod(numel, most) if numel else (0, 0)
+        parts = [(count, next(_pieces(shape, self.group)))] if count else []
+        parts += [(1, _Piece(0, rest, -(-rest // self.group), 0))] if rest and self.group != "row" else []
+        return sum(num * (halves.num_bytes(piece.num_scales) + self._num_bytes(piece.numel)) for num, piece in parts)
 
     def _num_bytes(self, numel: int) -> int:
         return numel if self.name == "int8" else (numel + 1) // 2

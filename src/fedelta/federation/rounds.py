@@ -18,6 +18,7 @@ from fedelta.codecs.wire import encode
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.base import Federation, Standing, too_few
 from fedelta.federation.contract import check_plan, check_private_plan
+from fedelta.federation.forms import Form
 from fedelta.federation.records import LOST, Rejection, RoundOutcome, Transfer
 from fedelta.federation.replies import Accepted, Intake
 from fedelta.params import Params, ParamSpec, is_finite, select
@@ -77,6 +78,12 @@ def _plan(federation: Federation, standing: Standing) -> RoundPlan:
         check_plan(federation, plan, state, round)
     if federation.central is not None:
         check_private_plan(federation, plan)
+    return _fitted(federation, plan)
+
+
+def _fitted(federation: Federation, plan: RoundPlan) -> RoundPlan:
+    """`plan` with what low-rank aggregation changes, limited to what each client holds."""
+    plan = plan if federation.pairs is None else federation.pairs.adapted(plan)
     return plan if federation.tiers is None else federation.tiers.restrict(plan)
 
 
@@ -201,12 +208,15 @@ class _Sending:
         cohort = plan.cohort if client_ids is None else sorted(client_ids)
         if changes:
             self._advance({name for client_id in cohort for name in plan.download[client_id]})
-        encoded: dict[tuple[tuple[str, ...], tuple[int, ...]], tuple[bytes, dict[str, int]]] = {}
+        encoded: dict[tuple[tuple[str, ...], Form, tuple[int, ...]], tuple[bytes, dict[str, int]]] = {}
+        ranks = {client_id: self._federation.rank_of(client_id) for client_id in cohort}
+        forms = {rank: self._federation.forms.form_of(self._tensors, rank) for rank in set(ranks.values())}
         payloads: dict[int, bytes] = {}
         transfers = []
         for client_id in cohort:
             names = plan.download[client_id]
-            key = names, self._mirror.since(client_id, names) if changes else ()
+            known = self._mirror.since(client_id, names) if changes else ()
+            key = names, forms[ranks[client_id]], known
             if key not in encoded:
                 encoded[key] = self._encode(*key)
             payloads[client_id], groups = encoded[key]
@@ -217,8 +227,7 @@ class _Sending:
         """Encodes for these clients every tensor that they hold, as they keep nothing any more."""
         federation = self._federation
         download = {**self.plan.download, **dict.fromkeys(client_ids, federation.wire.shared)}
-        whole = replace(self.plan, download=download)
-        self.plan = whole if federation.tiers is None else federation.tiers.restrict(whole)
+        self.plan = _fitted(federation, replace(self.plan, download=download))
         if federation.channel.sends_changes:
             self._mirror = self._mirror.forgotten(client_ids)
         return self.send(client_ids)
@@ -237,15 +246,22 @@ class _Sending:
         with _told(round):
             self._mirror = self._mirror.advanced(round, values, federation.wire, federation.channel.down, draws)
 
-    def _encode(self, names: tuple[str, ...], rounds: tuple[int, ...]) -> tuple[bytes, dict[str, int]]:
-        """The payload of these tensors, and their bytes by group; for clients that hold `rounds` if any are given."""
-        wire, channel, round = self._federation.wire, self._federation.channel, self.plan.round
+    def _encode(self, names: tuple[str, ...], form: Form, known: tuple[int, ...]) -> tuple[bytes, dict[str, int]]:
+        """The payload of these tensors, and their bytes by group.
+
+        Args:
+            names: of the tensors.
+            form: of the payload.
+            known: the rounds of what the clients hold, if downloads carry changes.
+        """
+        federation, channel, round = self._federation, self._federation.channel, self.plan.round
         values = select(self._tensors, names)
         if channel.sends_changes:
-            return self._mirror.payload(values, rounds, wire, channel.down, compress=channel.compresses)
-        draws = derive(self._federation.seed, "codec", "down", round)
+            return self._mirror.payload(values, known, federation.wire, channel.down, compress=channel.compresses)
+        spec, draws = federation.forms.spec_of(form), derive(federation.seed, "codec", "down", round)
         with _told(round):
-            return encode(values, wire, channel.down, draws, compress=channel.compresses)
+            narrow = federation.forms.narrowed(values, form)
+            return encode(narrow, spec, channel.down, draws, compress=channel.compresses)
 
 
 @contextmanager
@@ -307,9 +323,13 @@ def _evaluation(federation: Federation, params: Params, round: int, *, is_last: 
     Raises:
         RoundError: a measure is not finite.
     """
-    if federation.evaluate is None or not (is_last or round % federation.evaluate_every == 0):
+    evaluate, thorough = federation.evaluate, federation.thorough
+    is_due = is_last or round % federation.evaluate_every == 0
+    if thorough is not None and thorough.is_due(round, is_last=is_last):
+        evaluate, is_due = thorough.evaluate, True
+    if evaluate is None or not is_due:
         return None
-    evaluation = federation.evaluate(params)
+    evaluation = evaluate(params)
     if evaluation is not None and (name := evaluation.not_finite):
         value = evaluation.measures[name]
         raise RoundError(f"round {round}: the evaluation's `{name}` is {value}.", hint=_DIVERGED_HINT)
