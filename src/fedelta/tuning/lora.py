@@ -254,7 +254,8 @@ def factors(layer: LoraLinear | LoraConv) -> tuple[Tensor, Tensor]:
     """A and B of every lane, followed by what is carried beside the pair, if there is space for it (`carry`)."""
     c, d = layer.carried_A, layer.carried_B
     # Without rows of zeros, which would take time and, as they change the order of sums, the last bits.
-    rows = 0 if c is None else int(c.detach().flatten(2).any(2).any(0).sum())
+    places = torch.zeros(0) if c is None else c.detach().flatten(2).any(2).any(0).nonzero()
+    rows = int(places.max()) + 1 if places.numel() else 0
     if c is None or d is None or not rows:
         return layer.lora_A, layer.lora_B
     return torch.cat([layer.lora_A, c[:, :rows]], dim=1), torch.cat([layer.lora_B, d[:, :, :rows]], dim=2)
