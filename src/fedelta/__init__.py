@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedelta.aggregation.means import Weighted as Weighted
     from fedelta.aggregation.robust import Median as Median
     from fedelta.aggregation.robust import Trimmed as Trimmed
+    from fedelta.assembly.objects import Objects as Objects
     from fedelta.codecs.base import Codec as Codec
     from fedelta.codecs.cast import Cast as Cast
     from fedelta.codecs.channel import Channel as Channel
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from fedelta.errors import RoundError as RoundError
     from fedelta.experiment import Experiment as Experiment
     from fedelta.experiment import Result as Result
+    from fedelta.federating import federate as federate
     from fedelta.federation.held_out import Personalization as Personalization
     from fedelta.inference.predict import Predictor as Predictor
     from fedelta.modalities.settings import AudioSettings as AudioSettings
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from fedelta.tasks.labels import Labels as Labels
     from fedelta.tasks.language import Language as Language
     from fedelta.tasks.multi_label import MultiLabel as MultiLabel
+    from fedelta.tasks.own_loss import OwnLoss as OwnLoss
     from fedelta.tasks.regression import Regression as Regression
     from fedelta.tasks.tokens import Tokens as Tokens
     from fedelta.tracking.settings import Tracking as Tracking
@@ -109,6 +112,7 @@ _MODULES = {
     "aggregation.base": ("Aggregation",),
     "aggregation.means": ("Clipped", "Uniform", "Weighted"),
     "aggregation.robust": ("Median", "Trimmed"),
+    "assembly.objects": ("Objects",),
     "codecs.base": ("Codec",),
     "codecs.cast": ("Cast",),
     "codecs.channel": ("Channel",),
@@ -127,6 +131,7 @@ _MODULES = {
     "engine.work": ("ClientSettings",),
     "errors": ("FedeltaError", "InputError", "PluginError", "RoundError"),
     "experiment": ("Experiment", "Result"),
+    "federating": ("federate",),
     "federation.held_out": ("Personalization",),
     "inference.predict": ("Predictor",),
     "modalities.settings": ("AudioSettings",),
@@ -157,6 +162,7 @@ _MODULES = {
     "tasks.classification": ("Classification", "Prediction"),
     "tasks.labels": ("Labels",),
     "tasks.multi_label": ("MultiLabel",),
+    "tasks.own_loss": ("OwnLoss",),
     "tasks.language": ("Language",),
     "tasks.regression": ("Regression",),
     "tasks.tokens": ("Tokens",),

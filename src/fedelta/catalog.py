@@ -113,6 +113,7 @@ TASKS = Registry(
         "regression": "fedelta.tasks.regression:Regression",
         "tokens": "fedelta.tasks.tokens:Tokens",
         "language": "fedelta.tasks.language:Language",
+        "own-loss": "fedelta.tasks.own_loss:OwnLoss",
     },
     _find_more,
 )

@@ -22,6 +22,7 @@ from fedelta.catalog import COMBINATIONS, LOCAL_RULES, LOW_RANK, PARTITIONERS, S
 from fedelta.codecs.channel import Channel
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.division import Partitioner
+from fedelta.data.partition import Natural
 from fedelta.data.sources import DataSource
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.work import ClientSettings
@@ -38,6 +39,7 @@ from fedelta.runtimes.stability import Stability
 from fedelta.settings import Context, Settings
 from fedelta.settings.base import Table, as_settings, out_of_bounds, problems_of, without_none
 from fedelta.settings.override import override
+from fedelta.settings.paths import IN_PYTHON
 from fedelta.settings.reading import read_sections
 from fedelta.settings.registry import Chosen
 from fedelta.strategies.base import LocalRule, Strategy
@@ -53,6 +55,7 @@ from fedelta.tuning.lora import Lora
 # What a run started from is not needed to go on with it, and may be gone.
 WITHOUT_ADAPTER = ("model.adapter=",)
 
+_IN_A_FILE = ("model", "data", "partition")
 _HINT = "`fedelta list` names what can be chosen; `--plugin FILE` adds methods of your own."
 
 
@@ -64,16 +67,18 @@ class Config(Settings):
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
         model, data, partition, augmentation, task, exits, tuning, strategy, aggregation, local_rule, client, codec,
-            privacy, runtime, stability, deployment, personalization, tracking: the sections.
+            privacy, runtime, stability, deployment, personalization, tracking: the sections. The first three are what
+            was given as objects, if they are left out (`fedelta.federate`); a file has to have them.
     """
 
     # Strict again: values outside of sections are validated separately, without the class's rules.
     seed: int = Field(default=0, ge=0, strict=True)
     byte_budget_mib: float | None = Field(default=None, gt=0, strict=True, allow_inf_nan=False)
     evaluate_every: int = Field(default=1, ge=1, strict=True)
-    model: ModelSource
-    data: DataSource
-    partition: Annotated[Partitioner, Chosen(PARTITIONERS)]
+    # By default they are given as objects; a file has to name them.
+    model: ModelSource = ModelSource(source=f"{IN_PYTHON}model")
+    data: DataSource = DataSource(source=f"{IN_PYTHON}data")
+    partition: Annotated[Partitioner, Chosen(PARTITIONERS)] = Natural()
     augmentation: Augmentation = Augmentation()
     task: ChosenTask = Classification()
     exits: ExitSettings = ExitSettings()
@@ -158,15 +163,40 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
         table["tuning"] = expand(table["tuning"])
     sections, wrong = read_sections(table, Config)
     problems += wrong
+    problems += [f"section `[{key}]` is missing" for key in _IN_A_FILE if key not in table]
     known = {
         key: sections.get(key, field.default)
         for key, field in Config.model_fields.items()
-        if key in sections or not (key in table or field.is_required())
+        if key in sections or not (key in table or key in _IN_A_FILE)
     }
     problems += problems_of(Context(adapted(known)))
     if problems:
         raise ConfigError(problems, origin=origin, hint=_HINT)
     return Config(**sections)
+
+
+def section_called(key: str, name: str) -> object:
+    """The section `key` with the method `name` and its defaults, as a file with only this name would have it.
+
+    Raises:
+        ConfigError: there is no such method, or it has a setting without a default.
+    """
+    value: object = {"name": name}
+    sections, problems = read_sections({key: expand(value) if key == "tuning" else value}, Config)
+    if problems:
+        raise ConfigError(problems, hint=_HINT)
+    return sections[key]
+
+
+def checked_section(key: str, section: object) -> None:
+    """Refuses a value that is no section `key`.
+
+    Raises:
+        ConfigError: with what is expected.
+    """
+    _, problems = read_sections({key: section}, Config)
+    if problems:
+        raise ConfigError(problems, hint=_HINT)
 
 
 def check_config(config: Config) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from fedelta.assembly.lanes import num_lanes
 from fedelta.assembly.model import TunedModel, tuned_model
+from fedelta.assembly.objects import Objects
 from fedelta.assembly.origin import check_origin, evaluated
 from fedelta.assembly.settling import adopting, settled
 from fedelta.assembly.site import build_site, details, few_rows, read_data
 from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.batches import FederatedData
+from fedelta.data.folders import Splits
 from fedelta.errors import ModelError
 from fedelta.federation.client import Site
 from fedelta.inference.adapter import read_adapter
@@ -20,6 +22,7 @@ from fedelta.inference.directory import SETTINGS
 from fedelta.inference.folding import folded_pairs
 from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
+from fedelta.models.hub import Backbone
 from fedelta.record.checkpoint import Checkpoint, load
 from fedelta.record.origin import Origin, refuse_other_adapter, settings_of
 from fedelta.record.rundir import RunDirectory, at_their_sites
@@ -32,6 +35,7 @@ def evaluate_adapter(
     overrides: Iterable[str] = (),
     *,
     predictions: Path | None = None,
+    objects: Objects | None = None,
 ) -> Details:
     """Returns the measures of a model on the test set; does not train.
 
@@ -40,6 +44,7 @@ def evaluate_adapter(
         adapter: a PEFT adapter directory; None measures the model before training.
         overrides: `section.key=value` strings.
         predictions: a CSV file to write, with the answer to each example.
+        objects: model and data, if the run was given them as objects.
 
     Raises:
         InputError: something given cannot be used, `predictions` exists, or clients have different models.
@@ -56,15 +61,12 @@ def evaluate_adapter(
         path, adapter, overrides = run.config, adapter or run.adapter, [*WITHOUT_ADAPTER, *overrides]
     loaded = load_config(path, overrides)
     preparation = Preparation() if adapter is None else read_settings(Path(adapter) / SETTINGS).preparation
-    backbone, data = read_data(loaded, preparation=preparation)
+    backbone, data = read_data(loaded, *_made(loaded, objects), preparation=preparation)
     original, loaded = loaded, settled(adopting(loaded, adapter), data)
     # The adapter decides which tensors are tuned, whatever `[tuning]` says.
     start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
-    if start is None and backbone.lost_head is not None:
-        raise ModelError(
-            f"{backbone.lost_head}: there is nothing to evaluate.",
-            hint="give data with the checkpoint's classes, or an adapter that was trained for those of the data.",
-        )
+    if start is None:
+        _refuse_lost_head(backbone)
     model = tuned_model(
         loaded, backbone, data.class_names, num_lanes=num_lanes(loaded, backbone), adapter=start, sample=few_rows(data)
     )
@@ -75,6 +77,19 @@ def evaluate_adapter(
         return details(site, model.params, data.test, data.class_names)
     with table_of(predictions, data, loaded.task) as write:
         return details(site, model.params, data.test, data.class_names, write)
+
+
+def _refuse_lost_head(backbone: Backbone) -> None:
+    """Raises if the model has no head that was trained for the classes."""
+    if backbone.lost_head is not None:
+        raise ModelError(
+            f"{backbone.lost_head}: there is nothing to evaluate.",
+            hint="give data with the checkpoint's classes, or an adapter that was trained for those of the data.",
+        )
+
+
+def _made(config: Config, objects: Objects | None) -> tuple[Backbone | None, FederatedData | Splits | None]:
+    return (None, None) if objects is None else objects.parts(config)
 
 
 def _restore(site: Site, run: RunDirectory, checkpoint: Checkpoint) -> None:

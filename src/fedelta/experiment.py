@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from torch import nn
+
+from fedelta.assembly.objects import Objects, named_model
 from fedelta.assembly.run import Assembly, assemble
 from fedelta.config import WITHOUT_ADAPTER, Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Name
 from fedelta.errors import InputError, RunError
-from fedelta.inference.predict import Predictor, put_params
+from fedelta.evaluation import evaluate_adapter
+from fedelta.imports import collector_paused
+from fedelta.inference.objects import Transform
+from fedelta.inference.opening import put_params
+from fedelta.inference.predict import Predictor
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
 from fedelta.record.files import Record
@@ -26,10 +33,13 @@ from fedelta.record.ledger import Ledger
 from fedelta.record.privacy import stopped_by
 from fedelta.record.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.running import OnRound, begun, go_on, keep_adapter
+from fedelta.tasks.details import Details
 from fedelta.tracking.table import require
 
+PAGE = "report.html"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """A finished run.
 
@@ -47,6 +57,15 @@ class Result:
     ledger: Ledger
     summary: Record
 
+    def __repr__(self) -> str:
+        measures = ", ".join(f"{name} {value:.4g}" for name, value in self.measures.items())
+        return f"Result({str(self.path)!r}: {measures})"
+
+    @property
+    def page(self) -> Path:
+        """The page about the run, one HTML file."""
+        return self.path / PAGE
+
     @property
     def measures(self) -> Mapping[str, float]:
         """The measures on the test set after the last round, such as `loss_nats`."""
@@ -56,11 +75,21 @@ class Result:
         """Writes the adapter in Hugging Face PEFT layout, as in `path / "adapter"`."""
         keep_adapter(Path(directory), self.assembly, self.params, self.summary)
 
-    def predictor(self, client: Name | None = None) -> Predictor:
+    def module(self, client: Name | None = None) -> nn.Module:
+        """Returns a copy of the tuned model, in evaluation mode, with what was tuned folded in where that is possible.
+
+        Args:
+            client: as for `predictor`.
+        """
+        return self.predictor(client).backbone.module
+
+    def predictor(self, client: Name | None = None, *, transform: Transform | None = None) -> Predictor:
         """Returns a predictor with the tuned model, for images, texts or recordings.
 
         Args:
             client: name or number of the client whose own tensors are used (`model.batch_norm = "local"`).
+            transform: makes the inputs of one example, in the form that the rows of the data have without the label,
+                for a model that was given as an object; None if examples are such inputs.
         """
         data, site = self.assembly.data, self.assembly.site
         kept = {} if client is None else site.memory_of(data.clients.number_of(client)).local_only
@@ -68,7 +97,7 @@ class Result:
         put_params(backbone, self.params | kept)
         lanes.active = 1
         self.assembly.model.tuning.merge(backbone)
-        return Predictor(backbone, self.assembly.data.class_names, self.assembly.task)
+        return Predictor(backbone, self.assembly.data.class_names, self.assembly.task, transform)
 
 
 class Experiment:
@@ -76,21 +105,31 @@ class Experiment:
 
     Args:
         config: of the run.
+        objects: your model and data instead of the sections `[model]`, `[data]` and `[partition]`.
         backbone: your model instead of `config.model`.
         data: your data instead of `config.data` and `config.partition`.
         name: default name of the run directory.
+
+    Raises:
+        ConfigError: the sections contradict each other.
     """
 
     def __init__(
         self,
         config: Config,
+        objects: Objects | None = None,
         *,
         backbone: Backbone | None = None,
         data: FederatedData | None = None,
         name: str = "experiment",
     ) -> None:
+        if objects is not None:
+            config = objects.named_in(config)
+        elif backbone is not None:
+            config = config.model_copy(update={"model": named_model(config, backbone)})
         check_config(config)
         self.config = config
+        self._objects = objects
         self.name = name
         self._left_out: str | None = None
         self._key: bytes | None = None
@@ -103,30 +142,44 @@ class Experiment:
         return cls(load_config(path, overrides), name=Path(path).stem)
 
     @classmethod
-    def from_run(cls, directory: str | Path) -> Experiment:
-        """Returns the experiment of a run directory, to resume it.
+    def from_run(cls, directory: str | Path, objects: Objects | None = None) -> Experiment:
+        """Returns the experiment of a run directory, to resume it or to evaluate its model.
 
         The adapter that the run started from is not needed: its tuning method is in `config.toml`, its tensors are in
         the checkpoint.
+
+        Args:
+            directory: of the run.
+            objects: model and data, if the run was given them as objects.
         """
         run = RunDirectory.open(Path(directory))
-        experiment = cls(load_config(run.config, WITHOUT_ADAPTER), name=run.path.name)
+        experiment = cls(load_config(run.config, WITHOUT_ADAPTER), objects, name=run.path.name)
         experiment._left_out = read_table(run.config)["model"].get("adapter")
-        if not run.is_deployed and experiment.config.privacy.is_secure(is_deployed=False):
-            experiment._key = read_key(run.path)
+        experiment._take_key(run)
         return experiment
+
+    def __repr__(self) -> str:
+        objects = "" if self._objects is None else f", {self._objects}"
+        return f"Experiment({self.name!r}, {self.config.tuning.name!r}, {self.config.strategy.name!r}{objects})"
 
     @cached_property
     def assembly(self) -> Assembly:
         """The objects of this experiment, built on first use."""
-        return assemble(self.config, backbone=self._backbone, data=self._data, key=self._key)
+        objects, backbone, data = self._objects, self._backbone, self._data
+        if objects is not None:
+            backbone, data = objects.parts(self.config)
+        assembly = assemble(self.config, backbone=backbone, data=data, key=self._key)
+        return assembly if objects is None else replace(assembly, metrics=objects.metrics)
 
-    def run(self, out: str | Path | None = None, *, on_round: OnRound | None = None) -> Result:
-        """Runs all rounds.
+    def run(
+        self, out: str | Path | None = None, *, on_round: OnRound | None = None, writes_page: bool = True
+    ) -> Result:
+        """Runs all rounds, and writes the page about the run.
 
         Args:
             out: a new run directory; by default `runs/<name>`, with a number if that exists.
             on_round: called after each round with its outcome and the ledger.
+            writes_page: False leaves the page out, which takes half a second.
 
         Raises:
             InputError: the configuration, data or model cannot be used; no run directory is left behind.
@@ -146,10 +199,12 @@ class Experiment:
         refuse_taken(path)
         require(self.config.tracking)
         RunDirectory.create(path, begun(self.assembly))
-        return self.resume(path, on_round=on_round)
+        return self.resume(path, on_round=on_round, writes_page=writes_page)
 
-    def resume(self, directory: str | Path, *, on_round: OnRound | None = None) -> Result:
+    def resume(self, directory: str | Path, *, on_round: OnRound | None = None, writes_page: bool = True) -> Result:
         """Continues a run after its last complete round; for a finished run, only writes its final files again.
+
+        The other arguments are as for `run`.
 
         Raises:
             RunError: `directory` is no run, or its privacy budget is spent.
@@ -167,6 +222,30 @@ class Experiment:
                 hint="its results are complete; more rounds need a new run, with a larger epsilon or with more noise.",
             )
         require(self.config.tracking)
+        if "assembly" not in self.__dict__:  # made by `run`, it has the key that the run began with
+            self._take_key(run)
         with run.locked():
             finished = go_on(run, self.assembly, on_round)
+        if writes_page:
+            with collector_paused():  # one search of all that a run has made takes as long as the page
+                from fedelta.report.writing import write_report
+
+                write_report([run.path], run.path / PAGE)
         return Result(run.path, self.assembly, finished.params, finished.ledger, finished.summary)
+
+    def evaluate(self, directory: str | Path, *, predictions: Path | None = None) -> Details:
+        """Returns all that is measured of the model of a finished run on the test set.
+
+        Args:
+            directory: of the run.
+            predictions: a CSV file to write, with the answer to each example.
+
+        Raises:
+            InputError: the run is not finished, or model or data are not those that it had.
+        """
+        return evaluate_adapter(directory, objects=self._objects, predictions=predictions)
+
+    def _take_key(self, run: RunDirectory) -> None:
+        """Goes on with the secret that the noise of a run is made of, if it has one."""
+        if not run.is_deployed and self.config.privacy.is_secure(is_deployed=False):
+            self._key = read_key(run.path)

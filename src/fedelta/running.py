@@ -39,6 +39,7 @@ from fedelta.record.promise import Promise, other_promise, read_promise
 from fedelta.record.rundir import RunDirectory
 from fedelta.record.runlog import round_record, summary, timing_record
 from fedelta.settings.base import as_settings
+from fedelta.settings.paths import is_in_python
 from fedelta.tasks.details import Details
 from fedelta.tracking.mirror import mirrored
 from fedelta.tuning.exits import exit_blocks
@@ -82,7 +83,8 @@ def begun(parts: Parts) -> dict[str, str | bytes]:
     """The files of a run directory before round 1: content by relative name."""
     config, tuning, spec, strategy = parts.config, parts.model.tuning, parts.model.spec, parts.federation.strategy
     state = strategy.init(parts.model.params, spec)
-    opening = opening_row(checkpoint_bytes(config.model))
+    is_given = is_in_python(config.model.source)
+    opening = opening_row(parts.model.base_bytes if is_given else checkpoint_bytes(config.model))
     files: dict[str, str | bytes] = {
         rundir.PARTITION: to_json(parts.partition),
         rundir.MODEL: to_json(
@@ -259,7 +261,7 @@ def keep_adapter(directory: Path, parts: Parts, params: Params, record: Record) 
     adapter = SavedAdapter(
         parts.model.tuning,
         params,
-        base=config.model.source or "",
+        base=backbone.checkpoint if is_in_python(config.model.source) else config.model.source or "",
         class_names=parts.class_names,
         model=config.model,
         seed=config.seed,

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from fedelta.data.describe import describe
 from fedelta.data.federate import federate
-from fedelta.data.glance import NUM_READ, bounded
+from fedelta.data.glance import NUM_READ, bounded, shown
 from fedelta.data.partition import Iid, Natural
 from fedelta.data.sources import DataSource, RawData, read
+from fedelta.data.stored import StoredColumn
 from fedelta.errors import DataError
 from fedelta.modalities.image import Images
 
@@ -85,6 +87,21 @@ def test_the_data_are_described(photos):
     assert len(examples) == 5
     assert examples[0] == "  's1/cat/00.png' is 'cat', client 0 ('s1')"
     assert examples[-1] == "  's2/dog/19.png' is 'dog', client 1 ('s2')"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"prompt": "Who?", "response": "Ida"}, "'Ida'"),
+        ([{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ida"}], "'Ida'"),
+        ("a" * 61, repr("a" * 57 + "...")),
+        (["1", "2"], "['1', '2']"),
+        (3.5, "3.5"),
+    ],
+)
+def test_a_target_is_shown_in_a_few_words(value, text):
+    column = StoredColumn.of(Dataset.from_dict({"text": ["a"]}), "text", origin="rows")
+    assert [row.target for row in shown(column, [value], torch.tensor([0]))] == [text]
 
 
 def test_long_lists_are_cut():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedelta.inference.adapter import SavedAdapter, write_adapter
-from fedelta.inference.predict import install
+from fedelta.inference.opening import install
 from fedelta.models.hub import Backbone, build
 from fedelta.models.native import is_native
 from fedelta.models.source import ModelSource

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fedelta.errors import AdapterError
 from fedelta.inference.adapter import SavedAdapter, read_adapter, write_adapter
-from fedelta.inference.predict import install
+from fedelta.inference.opening import install
 from fedelta.models.hub import build
 from fedelta.models.source import ModelSource
 from fedelta.seeds import stream

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedelta.errors import AdapterError
 from fedelta.inference.adapter import read_adapter
-from fedelta.inference.predict import install
+from fedelta.inference.opening import install
 from fedelta.inference.translate import placed
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone

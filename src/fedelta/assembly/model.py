@@ -53,6 +53,7 @@ class TunedModel:
         params: of the server before round 1; on the CPU, float32.
         total_parameters: number of scalars of the model before tuning.
         identity: digests that identify the base model (`tuning/identity.py`).
+        base_bytes: size of its tensors before tuning.
     """
 
     backbone: Backbone
@@ -62,6 +63,7 @@ class TunedModel:
     params: Params
     total_parameters: int
     identity: Mapping[str, str]
+    base_bytes: int
 
 
 def tuned_model(
@@ -90,7 +92,7 @@ def tuned_model(
         ConfigError: `[tuning]` or `model.batch_norm` contradicts the adapter or the backbone.
     """
     _refuse_lazy(backbone)
-    total_parameters = backbone.num_parameters
+    total_parameters, base_bytes = backbone.num_parameters, backbone.num_bytes
     backbone.module.to(config.runtime.torch_device())
     start = adapter
     if start is None and config.model.adapter is not None:
@@ -110,7 +112,7 @@ def tuned_model(
     identity_now = identity(backbone, spec.names, config.model if backbone.modality is not None else None)
     if start is not None and (changed_parts := unlike(start.identity, identity_now)):
         logger.warning("the adapter was made for another base model: its %s differ.", ", ".join(changed_parts))
-    return TunedModel(backbone, tuning, spec, lanes, params, total_parameters, identity_now)
+    return TunedModel(backbone, tuning, spec, lanes, params, total_parameters, identity_now, base_bytes)
 
 
 def _most_lanes(config: Config, tuning: TuningMethod, num_lanes: int) -> int:

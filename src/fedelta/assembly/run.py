@@ -14,17 +14,19 @@ from torch import Tensor
 from fedelta.assembly.fitting import fit_lanes, fit_workers
 from fedelta.assembly.lanes import num_lanes
 from fedelta.assembly.local import processes_of, shared_out
+from fedelta.assembly.metrics import Metrics, checked_metrics
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
 from fedelta.assembly.parts import Peaks
 from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, check_cohort, protecting, strategy_of
 from fedelta.assembly.settling import adopting, settled
-from fedelta.assembly.site import build_site, details, evaluate, few_rows, read_data
+from fedelta.assembly.site import build_site, details, evaluate, few_rows, read_data, thorough
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, parse_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Clients
+from fedelta.data.folders import Splits
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Runtime
@@ -51,7 +53,7 @@ from fedelta.tuning.scopes import scopes_of
 Stage = Callable[[str], AbstractContextManager[object]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Assembly:
     """The objects of one run.
 
@@ -65,6 +67,7 @@ class Assembly:
         tiers: depth of each client, held-out clients included; None if all clients train the whole model.
         processes: may train the clients in worker processes; None if they train in this one.
         key: of secret noise and cohorts; None if the run has none.
+        metrics: further numbers about the finished model; None for none.
     """
 
     config: Config
@@ -76,6 +79,11 @@ class Assembly:
     tiers: Tiers | None = None
     processes: Processes | None = None
     key: bytes | None = field(default=None, repr=False)
+    metrics: Metrics | None = None
+
+    def __repr__(self) -> str:
+        name = type(self.backbone.module).__name__
+        return f"Assembly({name}, {self.model.tuning.name!r}, {len(self.clients.numbers)} clients)"
 
     @property
     def backbone(self) -> Backbone:
@@ -138,9 +146,7 @@ class Assembly:
         site = replace(self.site, start=select(params, self.spec.kept))
         processes = None if self.processes is None else self.processes.serving(site)
         runtime = _runtime(self.config, self.model, site, processes)
-        federation = replace(
-            self.federation, runtime=runtime, evaluate=lambda params: evaluate(site, params, processes)
-        )
+        federation = _measured(replace(self.federation, runtime=runtime), self.task, site, processes)
         return replace(self, site=site, federation=federation, processes=processes)
 
     def at_work(self) -> AbstractContextManager[Peaks]:
@@ -160,15 +166,19 @@ class Assembly:
         return {}
 
     def at_the_end(self, params: Params, last: Record) -> Record:
-        """Empty: the measures on the test set are all that there is."""
-        return {}
+        """What the caller's metrics give."""
+        if self.metrics is None:
+            return {}
+        answered = list(self.engine.evaluator.answers(params, self.data.test))
+        outputs, targets = (torch.cat(parts) for parts in zip(*((a.outputs, a.targets) for a in answered), strict=True))
+        return {"metrics": checked_metrics(self.metrics(outputs.cpu(), targets.cpu()))}
 
 
 def assemble(
     config: Config,
     *,
     backbone: Backbone | None = None,
-    data: FederatedData | None = None,
+    data: FederatedData | Splits | None = None,
     at_a_glance: bool = False,
     key: bytes | None = None,
     lanes: int | None = None,
@@ -179,7 +189,7 @@ def assemble(
     Args:
         config: of the run.
         backbone: your model instead of `config.model`; edited in place.
-        data: your data instead of `config.data` and `config.partition`.
+        data: your data instead of `config.data` and `config.partition`, or splits to read as `config.data` says.
         at_a_glance: read examples only when they are fetched, which is enough for a check.
         key: of secret noise and cohorts, if the run goes on with one; None: a new one, if it needs one.
         lanes: of the run whose worker this is; None: as many as the configuration says, and memory holds.
@@ -250,11 +260,19 @@ def _federation(
         model.params,
         data.clients.only(data.partition),
         runtime=_runtime(config, model, site, processes),
-        evaluate=lambda params: evaluate(site, params, processes),
         tiers=site.tiers,
         num_held_out=len(data.held_out),
     )
-    return replace(federation, replies_once=True)
+    return _measured(replace(federation, replies_once=True), config.task, site, processes)
+
+
+def _measured(federation: Federation, task: Task, site: Site, processes: Processes | None) -> Federation:
+    """A copy whose params are measured on the site's test data."""
+    return replace(
+        federation,
+        evaluate=lambda params: evaluate(site, params, processes),
+        thorough=thorough(task, lambda params: evaluate(site, params, processes, with_answers=True)),
+    )
 
 
 def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guarantee | None:

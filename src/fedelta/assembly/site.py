@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from fedelta.assembly.answering import with_answers
+from fedelta.assembly.answering import answer_sums, has_answers, with_answers
 from fedelta.assembly.model import TunedModel, work_of
 from fedelta.config import Config
 from fedelta.data.augmentation import check_images
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.federate import adapted, federate
+from fedelta.data.folders import Splits
 from fedelta.data.sources import RawData, read
 from fedelta.engine.dp_sgd import DpSgd
 from fedelta.engine.lanes import LaneEngine
@@ -23,6 +25,7 @@ from fedelta.engine.precision import slow_bfloat16
 from fedelta.engine.threads import arithmetic_threads
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, InputError, ModelError
+from fedelta.federation.base import Thorough
 from fedelta.federation.client import Site
 from fedelta.federation.measuring import sums_of
 from fedelta.federation.pairs import Pairs
@@ -34,7 +37,7 @@ from fedelta.params import Params, select
 from fedelta.plugins import returned
 from fedelta.privacy.settings import Privacy
 from fedelta.runtimes.processes import Processes
-from fedelta.tasks.base import Evaluation, mean_of
+from fedelta.tasks.base import Evaluation, Task, mean_of
 from fedelta.tasks.contract import evaluation_of
 from fedelta.tasks.details import Answered, Details, mean_details
 from fedelta.tasks.known_classes import KnownClasses
@@ -50,7 +53,7 @@ USUAL_RANGES = ((0.0, 1.0), (0.0, 255.0))
 def read_data(
     config: Config,
     backbone: Backbone | None = None,
-    data: FederatedData | None = None,
+    data: FederatedData | Splits | None = None,
     *,
     preparation: Preparation = Preparation(),  # noqa: B008 a frozen value
     at_a_glance: bool = False,
@@ -62,7 +65,7 @@ def read_data(
     Args:
         config: of the run.
         backbone: the caller's model instead of `config.model`.
-        data: the caller's data instead of `config.data` and `config.partition`.
+        data: the caller's data instead of `config.data` and `config.partition`, or splits that `config.data` describes.
         preparation: how examples became inputs when the model was tuned; for images it overrides `config.data.resize`
             and what would be found from the training data.
         at_a_glance: read examples only when they are fetched.
@@ -71,11 +74,11 @@ def read_data(
         InputError: data or model are missing, unreadable or do not fit each other.
     """
     personal = config.personalization
-    if data is not None:
+    if isinstance(data, FederatedData):
         backbone = backbone or built(config, data.class_names)
         data = data.without(personal.held_out_ids(data.clients.only(data.partition), config.seed))
     else:
-        raw = read_raw(config, at_a_glance=at_a_glance)
+        raw = read_raw(config, at_a_glance=at_a_glance, loaded=data)
         if preparation.resize is not None:
             raw = replace(raw, source=raw.source.model_copy(update={"resize": preparation.resize}))
         backbone, modality = fitted(config, raw, backbone, preparation)
@@ -86,18 +89,22 @@ def read_data(
     return backbone, data
 
 
-def read_raw(config: Config, known: KnownClasses | None = None, *, at_a_glance: bool = False) -> RawData:
+def read_raw(
+    config: Config, known: KnownClasses | None = None, *, at_a_glance: bool = False, loaded: Splits | None = None
+) -> RawData:
     """Returns rows and targets of `config.data`, before a model is known.
 
     Args:
         config: of the run.
         known: the classes, if they are known before.
         at_a_glance: read examples only when they are fetched.
+        loaded: the splits, if they are not to be read from `config.data.source`.
 
     Raises:
         InputError: the data are missing, unreadable, or do not fit the configuration.
     """
-    raw = replace(read(config.data, seed=config.seed, task=config.task, known=known), at_a_glance=at_a_glance)
+    raw = read(config.data, seed=config.seed, task=config.task, known=known, loaded=loaded)
+    raw = replace(raw, at_a_glance=at_a_glance)
     check_num_classes(config, len(raw.class_names))
     _check_modality(config, raw)
     return raw
@@ -221,7 +228,9 @@ def dp_of(privacy: Privacy) -> DpSgd | None:
     return DpSgd(privacy.clipping_norm, privacy.clipping, privacy.mechanism)
 
 
-def evaluate(site: Site, params: Params, processes: Processes | None = None) -> Evaluation:
+def evaluate(
+    site: Site, params: Params, processes: Processes | None = None, *, with_answers: bool = False
+) -> Evaluation:
     """Returns the measures of `params` on the site's test data.
 
     If clients keep tensors that never travel, each client has a different model; then it is the mean over the clients
@@ -231,10 +240,26 @@ def evaluate(site: Site, params: Params, processes: Processes | None = None) -> 
         site: has the engine, the test data and the clients' memories.
         params: of the server.
         processes: may measure in worker processes, with the same result; None: this process does.
+        with_answers: whether a language model answers prompts, too; this process lets it.
     """
     models, engine = _models(site, params), site.engine
     sums = sums_of(site, models) if processes is None else processes.sums_of(models)
+    if with_answers and site.test is not None:
+        with _threads_of(site):
+            answers = [answer_sums(engine, model, site.test) for model in models]
+        sums = [[*at_exits[:-1], at_exits[-1] + more] for at_exits, more in zip(sums, answers, strict=True)]
     return mean_of([evaluation_of(engine.task, of_model, has_exits=engine.has_exits) for of_model in sums])
+
+
+def thorough(task: Task, evaluate: Callable[[Params], Evaluation | None]) -> Thorough | None:
+    """Returns the evaluation in which a language model answers prompts, too; None if no round asks for it.
+
+    Args:
+        task: of the run.
+        evaluate: measures params, with answers.
+    """
+    every = task.answers_every if has_answers(task) else 0
+    return Thorough(evaluate, every) if every else None
 
 
 def details(
@@ -258,8 +283,12 @@ def details(
             "there is no one model whose answers could be written: each client keeps its own norms.",
             hint="leave `--predictions` out, or use `fedelta predict --client`.",
         )
-    with arithmetic_threads(site.threads or torch.get_num_threads()):  # the bits of the last round's evaluation
+    with _threads_of(site):  # the bits of the last round's evaluation
         return details_of(site.engine, models, test, class_names, watch)
+
+
+def _threads_of(site: Site) -> AbstractContextManager[None]:
+    return arithmetic_threads(site.threads or torch.get_num_threads())
 
 
 def details_of(

@@ -56,9 +56,9 @@ def attempt(config: Config, run: Path, failure: Path) -> int:
 
 def _run(config: Config, run: Path) -> None:
     if (run / CONFIG).exists():
-        Experiment.from_run(run).resume(run)
+        Experiment.from_run(run).resume(run, writes_page=False)
     else:
-        Experiment(config, name=run.name).run(run)
+        Experiment(config, name=run.name).run(run, writes_page=False)
 
 
 def _attempt(action: Callable[[], None], failure: Path) -> int:

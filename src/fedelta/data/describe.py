@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -25,15 +25,20 @@ def describe(data: FederatedData, evaluated: str, kinds_word: str) -> Iterator[s
     num_used = sum(len(client_rows) for client_rows in rows.values())
     used = f", {num_used:,} of them the clients'" if num_used < len(data.train) else ""
     yield f"examples: {len(data.train):,} training{used}, {len(data.test):,} {evaluated}"
-    kinds = data.strata_names or data.class_names
-    counts = zip(kinds, _counts(data.train.targets, len(kinds)), _counts(data.test.targets, len(kinds)), strict=True)
-    words = [f"{name!r} {training:,} + {held:,}" for name, training, held in counts]
-    yield f"{kinds_word}: {len(kinds)}, each with its training + {evaluated} examples: {bounded(words, _NUM_SHOWN)}"
+    if kinds := data.strata_names or data.class_names:
+        yield _kinds(data, kinds, evaluated, kinds_word)
     yield from _clients(data, rows)
     client_of = {row: client for client, client_rows in rows.items() for row in client_rows.tolist()}
     for example in data.shown:
         client = f", {data.clients.called(client_of[example.row])}" if example.row in client_of else ""
         yield f"  {example.example} is {example.target}{client}"
+
+
+def _kinds(data: FederatedData, kinds: Sequence[str], evaluated: str, word: str) -> str:
+    """The training and evaluation examples of each class or stratum."""
+    counts = zip(kinds, _counts(data.train.targets, len(kinds)), _counts(data.test.targets, len(kinds)), strict=True)
+    words = [f"{name!r} {training:,} + {held:,}" for name, training, held in counts]
+    return f"{word}: {len(kinds)}, each with its training + {evaluated} examples: {bounded(words, _NUM_SHOWN)}"
 
 
 def _counts(targets: Targets, num_kinds: int) -> list[int]:

@@ -23,6 +23,7 @@ from fedelta.data.tables import HINT, by_split, read_table_file, read_tables
 from fedelta.data.walk import Tree, unwritable
 from fedelta.errors import DataError
 from fedelta.imports import collector_paused
+from fedelta.settings.paths import GIVE_AGAIN, is_in_python
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
 
 # Data sources that are names and never paths: embedded data, and of a deployment what each site reads of its own.
 EMBEDDED = "digits"
-SCENES = "digit-scenes"
-SMALL_WORLD = "small-world"
-NAMES = frozenset({EMBEDDED, SCENES, SMALL_WORLD})
+NAMES = frozenset({EMBEDDED, "digit-scenes", "small-world", "small-notes"})
 AT_THE_SITES = "sites"
 _WORLD_ROWS = 200  # training rows of each of the eight clients of the small world
 # Files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
@@ -50,6 +49,8 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
     Raises:
         DataError: the source does not exist, cannot be read, or `naming` does not apply to it.
     """
+    if is_in_python(source):
+        raise DataError(f"data source {source!r} was given as objects in Python", hint=GIVE_AGAIN)
     if source == AT_THE_SITES:
         raise DataError(
             f"data source {source!r} means that each site of a deployment reads its own data, so there is none here",
@@ -111,9 +112,15 @@ def _expanded(source: str) -> Path:
 
 def _embedded(source: str, naming: Naming) -> dict[str, Dataset]:
     """The splits of data that come with this package."""
-    if source == SCENES:
-        return _scenes()
-    return _small_world() if source == SMALL_WORLD else {naming.train_split: _digits()}
+    match source:
+        case "digit-scenes":
+            return _scenes()
+        case "small-world":
+            return _small_world()
+        case "small-notes":
+            return _small_notes()
+        case _:
+            return {naming.train_split: _digits()}
 
 
 @cache
@@ -125,6 +132,13 @@ def _small_world() -> dict[str, Dataset]:
 
     train, test = instructions(0, _WORLD_ROWS, _WORLD_ROWS // 4)
     return {"train": Dataset.from_list(train), "test": Dataset.from_list(test)}
+
+
+@cache
+def _small_notes() -> dict[str, Dataset]:
+    from fedelta.data.small_notes import notes  # needs torch
+
+    return notes()
 
 
 @cache

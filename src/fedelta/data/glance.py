@@ -112,7 +112,7 @@ class Shown:
 def shown(column: StoredColumn, targets: Sequence[object], rows: Tensor) -> tuple[Shown, ...]:
     """These rows for display; `targets` has one value per row."""
     values = zip(column.take(rows), targets, rows.tolist(), strict=True)
-    return tuple(Shown(_example(value), repr(target), row) for value, target, row in values)
+    return tuple(Shown(_example(value), _target(target), row) for value, target, row in values)
 
 
 def _example(value: Any) -> str:
@@ -126,9 +126,23 @@ def _example(value: Any) -> str:
         return repr("/".join(Path(path).parts[-3:])) if path else f"{len(content or b''):,} bytes"
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
     if isinstance(value, list):
         return f"an array of {len(value)} rows"
-    text = str(value)
+    return _short(str(value))
+
+
+def _target(value: Any) -> str:
+    """A short text for what a model shall answer; of a dialogue that is its last part."""
+    if isinstance(value, dict) and "response" in value:
+        value = value["response"]
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    return _short(value) if isinstance(value, str) else repr(value)
+
+
+def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 

@@ -45,17 +45,18 @@ class Place(Protocol):
         """The meaning of names of files, folders and splits."""
 
 
-def load_sets(source: Place, origin: str) -> tuple[Dataset, Dataset | None, Splits]:
+def load_sets(source: Place, origin: str, loaded: Splits | None = None) -> tuple[Dataset, Dataset | None, Splits]:
     """The training split, the test split if there is one, and all splits that were read.
 
     Args:
         source: section `[data]`.
         origin: name of the data in messages.
+        loaded: the splits, if they are not to be read.
 
     Raises:
         DataError: the data are missing or unreadable, or it is unclear which split is which.
     """
-    loaded = load_splits(source.source, source.subset, source.naming)
+    loaded = loaded or load_splits(source.source, source.subset, source.naming)
     splits = loaded.rows
     problems: list[str] = []
     train = _split(splits, source.train_split, "data.train_split", problems)

@@ -21,6 +21,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column, unequal_lengths
 from fedelta.data.dialogues import with_dialogues
 from fedelta.data.files import AT_THE_SITES, EMBEDDED, NAMES, missing_path
+from fedelta.data.folders import Splits
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
 from fedelta.data.sets import TEST, load_sets
 from fedelta.data.splits import Rows, hold_out, limit
@@ -30,7 +31,7 @@ from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import AudioSettings, Preparation, Resize
 from fedelta.seeds import stream
 from fedelta.settings import Context, Settings
-from fedelta.settings.paths import InFull, in_full_where_it_exists
+from fedelta.settings.paths import InFull, in_full_where_it_exists, is_in_python
 from fedelta.tasks.base import Task, reads_dialogues
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import targets_of
@@ -61,7 +62,8 @@ class DataSource(Settings):
             or `.jsonl` that has a column `file_name`; a Parquet, CSV, JSON or JSON Lines file, or a folder of them (a
             column `split` may separate training from test rows); data written by `save_to_disk` of `datasets`; JSON in
             LEAF's format, whose users become clients; the name of a data set on the hub. `sites`: the server of a
-            deployment has no training data, and each site reads its own.
+            deployment has no training data, and each site reads its own. `python:data`: the data were given as objects
+            (`fedelta.federate`).
         test_source: where the test set is, if not in `source`.
         subset: configuration of a data set on the hub.
         label_column: column of targets: integers, texts or class labels for classification, numbers with a decimal
@@ -222,8 +224,10 @@ class DataSource(Settings):
     @property
     def may_name_clients(self) -> bool:
         """Whether the data may name clients themselves, as LEAF's format and sites do; only reading them shows."""
+        if self.source == AT_THE_SITES or is_in_python(self.source):
+            return True
         path = Path(self.source)
-        return self.source == AT_THE_SITES or path.suffix.lower() == ".json" or any(True for _ in path.rglob("*.json"))
+        return path.suffix.lower() == ".json" or any(True for _ in path.rglob("*.json"))
 
 
 @dataclass(frozen=True)
@@ -302,6 +306,7 @@ def read(
     seed: int,
     task: Task = Classification(),  # noqa: B008 a frozen value
     known: KnownClasses | None = None,
+    loaded: Splits | None = None,
 ) -> RawData:
     """Reads the training and the test set of `source`.
 
@@ -311,12 +316,13 @@ def read(
             their number is limited.
         task: what is predicted.
         known: the classes, if they are known before; by default they are those of the training set.
+        loaded: the splits, if they are not to be read.
 
     Raises:
         DataError: the data are missing, unreadable or incomplete; lists all problems.
     """
     origin = f"data source {source.source!r}"
-    train, test, splits = load_sets(source, origin)
+    train, test, splits = load_sets(source, origin, loaded)
     named = source.named_columns if source.client else replace(source.named_columns, client=splits.client)
     train, test, columns = _with_columns(train, test, named, task, origin)
     lacking = _lacking(train, test, columns)
@@ -337,14 +343,7 @@ def read(
         test_rows = Rows(test, targets.test, torch.arange(len(test)))
     train_rows = limit(train_rows, source.max_train_examples, stream(seed, "data", "train subset"))
     test_rows = limit(test_rows, source.max_test_examples, stream(seed, "data", "test subset"))
-    return RawData(
-        source=source,
-        train=train_rows,
-        test=test_rows,
-        class_names=targets.class_names,
-        strata_names=targets.strata_names,
-        columns=columns,
-    )
+    return RawData(source, train_rows, test_rows, targets.class_names, targets.strata_names, columns)
 
 
 def _tell(*notes: str) -> None:

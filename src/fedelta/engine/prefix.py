@@ -73,7 +73,7 @@ def find_prefix(backbone: Backbone, spec: ParamSpec, lanes: Lanes, sample: dict[
 
 def only_head(backbone: Backbone, spec: ParamSpec) -> bool:
     """Whether every tuned tensor belongs to the head."""
-    return all(name.partition(".")[0] in backbone.anatomy.head for name in spec)
+    return all(backbone.anatomy.in_head(name) for name in spec)
 
 
 class CachedInputs:
@@ -290,7 +290,7 @@ def _first_tuned_block(backbone: Backbone, spec: ParamSpec) -> int | None:
     anatomy = backbone.anatomy
     lowest: int | None = None
     for name in spec:
-        if name.partition(".")[0] in anatomy.head:
+        if anatomy.in_head(name):
             continue
         if not anatomy.blocks or not name.startswith(f"{anatomy.blocks}."):
             return None

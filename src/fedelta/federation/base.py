@@ -59,6 +59,25 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True)
+class Thorough:
+    """An evaluation that takes too long for every round, with measures that others lack.
+
+    Args:
+        evaluate: as that of `Federation`.
+        every: number of rounds between such evaluations; 0 for none before the last round.
+        at_the_end: whether the last round has one.
+    """
+
+    evaluate: Callable[[Params], Evaluation | None]
+    every: int
+    at_the_end: bool = True
+
+    def is_due(self, round: int, *, is_last: bool) -> bool:
+        """Whether this round has one."""
+        return (is_last and self.at_the_end) or bool(self.every and round % self.every == 0)
+
+
+@dataclass(frozen=True)
 class Federation:
     """Everything that stays the same from round to round.
 
@@ -74,6 +93,7 @@ class Federation:
         effective_steps: number of examples of a client to `Update.effective_steps`. The server computes it, because a
             number from the client could not be checked.
         evaluate_every: number of rounds between evaluations; the last round is always evaluated.
+        thorough: takes the place of `evaluate` in some rounds; None: in none.
         byte_budget: the run ends after the round in which its payloads reach this many bytes; None for no limit.
         tiers: which client holds which tensors; None if every client holds all of them.
         has_plugin: whether strategy or mean are from a plug-in, so that their results are checked (contract.py).
@@ -99,6 +119,7 @@ class Federation:
     evaluate: Callable[[Params], Evaluation | None] | None
     effective_steps: Callable[[int], float]
     evaluate_every: int = 1
+    thorough: Thorough | None = None
     byte_budget: int | None = None
     tiers: Tiers | None = None
     has_plugin: bool = False

@@ -260,9 +260,13 @@ def _evaluation(federation: Federation, params: Params, round: int, *, is_last: 
     Raises:
         RoundError: a measure is not finite.
     """
-    if federation.evaluate is None or not (is_last or round % federation.evaluate_every == 0):
+    evaluate, thorough = federation.evaluate, federation.thorough
+    is_due = is_last or round % federation.evaluate_every == 0
+    if thorough is not None and thorough.is_due(round, is_last=is_last):
+        evaluate, is_due = thorough.evaluate, True
+    if evaluate is None or not is_due:
         return None
-    evaluation = federation.evaluate(params)
+    evaluation = evaluate(params)
     if evaluation is not None and (name := evaluation.not_finite):
         value = evaluation.measures[name]
         raise RoundError(f"round {round}: the evaluation's `{name}` is {value}.", hint=_DIVERGED_HINT)

@@ -236,7 +236,7 @@ def _in_words(task: Task) -> str:
 
 def _refuse_whole_modules(where: str, tuning: TuningMethod, params: Params, anatomy: Anatomy) -> None:
     """Refuses LoRA adapters with wholly saved modules outside the head."""
-    outside = [name for name in params if not is_pair(name) and name.partition(".")[0] not in anatomy.head]
+    outside = [name for name in params if not is_pair(name) and not anatomy.in_head(name)]
     if tuning.name == "lora" and outside:
         raise AdapterError(
             f"{where} holds wholly trained modules outside the head {list(anatomy.head)}: {listed(outside, 3)}.",

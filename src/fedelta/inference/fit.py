@@ -52,7 +52,7 @@ def misfits(tuning: TuningMethod, params: Mapping[str, Tensor], backbone: Backbo
 
 def _misplaced(name: str, tensor: Tensor, backbone: Backbone) -> str | None:
     """The problem with the place of one tensor of a LoRA adapter; None if there is none."""
-    in_head = name.partition(".")[0] in backbone.anatomy.head
+    in_head = backbone.anatomy.in_head(name)
     path = name.rpartition(".")[0]
     if not is_pair(name):
         return None if in_head else f"`{name}` is a wholly saved module outside the head {list(backbone.anatomy.head)}"

@@ -33,7 +33,7 @@ class Anatomy:
     """Paths of the parts of one model.
 
     Args:
-        head: children of the model that are newly trained for a task.
+        head: paths of the parts that are newly trained for a task; none for a model without a head.
         embeddings: path of the module whose output enters the first block; "" if unknown.
         blocks: path of the list of blocks, with `*` for the number of a stage; "" if unknown.
         roles: role to the path of its linear layer inside a block.
@@ -59,6 +59,10 @@ class Anatomy:
     def known_roles(self) -> tuple[str, ...]:
         """All roles that have a layer."""
         return tuple(dict.fromkeys([*self.roles, *self.layers]))
+
+    def in_head(self, path: str) -> bool:
+        """Whether the module or tensor at `path` belongs to the head."""
+        return any(path == root or path.startswith(f"{root}.") for root in self.head)
 
     def block_of(self, path: str) -> tuple[str, str] | None:
         """The block that contains `path`, and the path inside that block; None if no block contains it."""
@@ -210,7 +214,7 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
     """
     anatomy = ANATOMIES.get(family)
     if anatomy is None:
-        return _discovered(module, family)
+        return discovered(module, _head_of(module, family))
     if not any(name in anatomy.head for name, _ in module.named_children()):
         # For example, the two heads of a distilled DeiT.
         anatomy = replace(anatomy, head=_head_of(module, family))
@@ -228,12 +232,17 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
     return anatomy
 
 
-def _discovered(module: nn.Module, family: str) -> Anatomy:
-    """The anatomy of a family that is not in the table, from the structure of `module`."""
+def discovered(module: nn.Module, head: tuple[str, ...]) -> Anatomy:
+    """The anatomy of a model that is not in the table, from its structure.
+
+    Args:
+        module: the model.
+        head: paths of its head.
+    """
     from fedelta.models.discovery import discover  # needs torch, which `fedelta list` does without
     from fedelta.models.layers import is_transposed
 
-    discovery, head = discover(module), _head_of(module, family)
+    discovery = discover(module)
     if not discovery.layers:
         return Anatomy(head)
     is_causal = head == ("score",)  # the name of the head in all causal classifiers of transformers

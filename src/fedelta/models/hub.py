@@ -8,6 +8,7 @@ FedPEFT; lanes could not be independent with dropout.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -57,6 +58,9 @@ class Backbone:
         batch_norm: treatment of tuned batch norms (`ModelSource`).
         lost_head: why the checkpoint's head is not used, if it has one; else None.
         vocabulary: where a language model gives its words; None for any other model.
+        read: computes the outputs of a batch, if calling the module with keywords does not.
+        checkpoint: directory or hub name from which the caller has loaded a model that was given as an object; empty
+            if unknown.
     """
 
     module: nn.Module
@@ -66,6 +70,8 @@ class Backbone:
     batch_norm: Literal["average", "local", "group"] = "average"
     lost_head: str | None = None
     vocabulary: Vocabulary | None = None
+    read: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None
+    checkpoint: str = ""
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Outputs [B, ...] for a batch of inputs; of a classifier, logits [B, C].
@@ -73,6 +79,8 @@ class Backbone:
         Where inputs say where words start, the outputs are those of the words (`at_words`). A language model that gets
         `labels` gives the sum of the losses of each row, [B, 1].
         """
+        if self.read is not None:
+            return self.read(self.module, inputs)
         if self.vocabulary is not None and "labels" in inputs:
             return self.vocabulary.sums(self.module, inputs, self.extra_inputs)
         starts = inputs.get(WORD_STARTS)
@@ -90,6 +98,12 @@ class Backbone:
     def num_parameters(self) -> int:
         """Number of scalars in the module, including modules added by tuning."""
         return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensors that a file with the module's state would hold, each counted once."""
+        tensors = {id(tensor): tensor for tensor in self.module.state_dict(keep_vars=True).values()}
+        return sum(tensor.nbytes for tensor in tensors.values() if isinstance(tensor, Tensor))
 
 
 def build(
@@ -139,9 +153,9 @@ def build(
     anatomy = (decoder_of if is_decoder else anatomy_of)(module, config.model_type)
     check_patches(size, config)
     backbone = Backbone(module, anatomy, batch_norm=source.batch_norm, lost_head=loaded.lost_head)
-    backbone = _with_vocabulary(backbone) if is_decoder else backbone
+    backbone = with_vocabulary(backbone) if is_decoder else backbone
     # A model for counting needs no modality, whose files would have to be read or downloaded.
-    return backbone if device == "meta" else _with_modality(backbone, source, config, size, task)
+    return backbone if device == "meta" else with_modality(backbone, source, config, size, task)
 
 
 def _set_classes(config: PretrainedConfig, class_names: tuple[str, ...], task: Task) -> None:
@@ -151,14 +165,12 @@ def _set_classes(config: PretrainedConfig, class_names: tuple[str, ...], task: T
         config.label2id = {name: index for index, name in enumerate(class_names)}
 
 
-def _with_vocabulary(backbone: Backbone) -> Backbone:
+def with_vocabulary(backbone: Backbone) -> Backbone:
     """A language model; keys and values of earlier calls are only of use to generate."""
     return replace(backbone, vocabulary=vocabulary_of(backbone.module), extra_inputs={"use_cache": False})
 
 
-def _with_modality(
-    backbone: Backbone, source: ModelSource, config: PretrainedConfig, size: int, task: Task
-) -> Backbone:
+def with_modality(backbone: Backbone, source: ModelSource, config: PretrainedConfig, size: int, task: Task) -> Backbone:
     """The backbone with its modality, after a trial on one example."""
     module, (kind, loader) = backbone.module, modality_of(config, task)
     check_inputs(module, kind)

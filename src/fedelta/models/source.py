@@ -18,7 +18,7 @@ from fedelta.models.bundles import bundled_path
 from fedelta.models.files import check_configuration, unreadable
 from fedelta.models.native import FAMILIES, PRESETS, register_networks, resolve
 from fedelta.settings import Context, Settings
-from fedelta.settings.paths import Source
+from fedelta.settings.paths import GIVE_AGAIN, Source, is_in_python
 from fedelta.tasks.base import Loader, Task
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class ModelSource(Settings):
     """The model to fine-tune: section `[model]`.
 
     Args:
-        source: `bundled:NAME`, a local directory in Hugging Face form, or a hub name.
+        source: `bundled:NAME`, a local directory in Hugging Face form, or a hub name; `python:NAME` for a model
+            that was given as an object (`fedelta.federate`).
         architecture: `model_type` and sizes of a transformers configuration, or the short name of a published network
             (`resnet20`, `resnet26`, `wrn28-10`, `femnist-cnn`). Without `source`, weights are random. With it, the
             architecture replaces the source's configuration, so that counting needs no files.
@@ -71,7 +72,7 @@ class ModelSource(Settings):
         problems = []
         if self.source is None and self.architecture is None:
             problems.append('`model.source` is missing; for example "bundled:vit-micro"')
-        if self.source is not None:
+        if self.source is not None and not is_in_python(self.source):
             try:
                 locate(self.source)
             except ModelError as error:
@@ -100,8 +101,10 @@ def locate(source: str) -> str:
     """The directory that `source` names, or `source` itself if it is a hub name.
 
     Raises:
-        ModelError: `source` is a path that does not exist, or a file.
+        ModelError: `source` is a path that does not exist, a file, or a model that was given as an object.
     """
+    if is_in_python(source):
+        raise ModelError(f"model {source!r} was given as an object in Python.", hint=GIVE_AGAIN)
     if source.startswith("bundled:"):
         return str(bundled_path(source.removeprefix("bundled:")))
     path = Path(source).expanduser()
@@ -198,7 +201,7 @@ def directory_of(source: ModelSource) -> Path | None:
     """Directory of the model's files on this machine; None for a model that has only an architecture."""
     from transformers.utils.hub import cached_file
 
-    if source.source is None:
+    if source.source is None or is_in_python(source.source):
         return None
     place = locate(source.source)
     return Path(place) if Path(place).is_dir() else Path(str(cached_file(place, "config.json"))).parent

@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol
 from matplotlib.figure import Figure
 
 from fedelta.durable import write_atomic
+from fedelta.errors import InputError
 from fedelta.record.history import History, read_histories
 from fedelta.report import (
     exit_section,
@@ -41,16 +42,18 @@ class Section(Protocol):
     template: ClassVar[str]
 
 
-def write_report(runs: Sequence[Path], out: Path) -> None:
-    """Writes the report about the run directories `runs` to the file `out`, and creates missing parents.
+def write_report(runs: str | Path | Sequence[str | Path], out: str | Path = "report.html") -> None:
+    """Writes the report about one or more run directories to the file `out`, and creates missing parents.
 
     Raises:
+        InputError: there are no runs.
         RunError: runs are missing or damaged; names all of them, and leaves `out` unchanged.
         OSError: `out` cannot be written.
     """
-    if not runs:
-        raise ValueError("a report needs at least one run")
-    content = page(read_histories(runs))
+    paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    if not paths:
+        raise InputError("a report needs at least one run, found none.", hint="give the directories of runs.")
+    content, out = page(read_histories(paths)), Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, content)
 

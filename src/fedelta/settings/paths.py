@@ -17,6 +17,13 @@ from pydantic_core import CoreSchema, core_schema
 from fedelta.settings.base import Settings, Table
 from fedelta.settings.explain import is_settings
 
+IN_PYTHON = "python:"
+"""Begins the source of a model or of data that the caller gives as objects; after it, what they are called."""
+GIVE_AGAIN = (
+    "give model and data again: `fedelta.Experiment.from_run(RUN, fedelta.Objects(model, clients, test))` has "
+    "`resume` and `evaluate`, `fedelta.Predictor.open(RUN, model=model)` predicts."
+)
+
 
 @dataclass(frozen=True)
 class InFull:
@@ -33,6 +40,11 @@ class InFull:
         return core_schema.no_info_after_validator_function(self.write, handler(source))
 
 
+def is_in_python(source: str | None) -> bool:
+    """Whether `source` stands for an object that the caller gives."""
+    return source is not None and source.startswith(IN_PYTHON)
+
+
 def in_full(path: str) -> str:
     """The absolute form of `path`, which need not exist."""
     try:
@@ -44,7 +56,7 @@ def in_full(path: str) -> str:
 def in_full_where_it_exists(source: str) -> str:
     """The absolute form of `source` if it is an existing path; hub names and bundled names are unchanged."""
     full = in_full(source)
-    return full if Path(full).exists() else source
+    return full if not is_in_python(source) and Path(full).exists() else source
 
 
 FilePath = Annotated[str, InFull(in_full)]

@@ -168,13 +168,13 @@ def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
     """Gives every linear layer of the head lanes, unless another method has; returns the specification of the head.
 
     Does nothing and returns an empty dictionary if the model has exits, whose heads replace the model's, and for a
-    language model, whose output embedding is no head.
+    model without a head, such as a language model.
 
     Raises:
         ModelError: the head has no linear layer, or one that computes something else than its class says.
     """
     module = backbone.module
-    if answers_at_exits(backbone) or backbone.vocabulary is not None:
+    if answers_at_exits(backbone) or not backbone.anatomy.head:
         return {}
     tensors: dict[str, TensorSpec] = {}
     for root in backbone.anatomy.head:

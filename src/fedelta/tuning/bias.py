@@ -52,7 +52,7 @@ class Bias(Settings):
         module, tensors = backbone.module, {}
         for path, (current, layer) in effective_layers(backbone).items():
             bias = dict(layer.named_parameters(recurse=False)).get("bias")
-            if bias is None or path.partition(".")[0] in backbone.anatomy.head:
+            if bias is None or backbone.anatomy.in_head(path):
                 continue
             if problem := oddity(layer, type(layer)):
                 raise ModelError(
@@ -83,7 +83,7 @@ class Bias(Settings):
 def _tuned_already(backbone: Backbone) -> bool:
     """Whether another method tunes biases outside of the head, such as those of norms beside parallel adapters."""
     names = (name for name, _ in backbone.module.named_parameters() if name.endswith("bias"))
-    return any(name.partition(".")[0] not in backbone.anatomy.head for name in names)
+    return any(not backbone.anatomy.in_head(name) for name in names)
 
 
 def _channel_axis(layer: nn.Module) -> int | None:

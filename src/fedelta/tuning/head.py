@@ -36,8 +36,11 @@ class Head(Settings):
         tensors = tune_head(backbone, lanes)
         if not tensors:
             raise ModelError(
-                "tuning method 'head' has nothing to train: exits have replaced the model's head.",
-                hint="leave out 'head'.",
+                "tuning method 'head' has nothing to train: "
+                + (
+                    "exits have replaced the model's head." if backbone.anatomy.head else "the model has no known head."
+                ),
+                hint="leave out 'head', or use 'lora' or 'full'.",
             )
         return specification(backbone, tensors)
 

@@ -121,7 +121,7 @@ class Lora(Settings):
         candidates = {
             path: layer
             for path, (_, layer) in effective_layers(backbone).items()
-            if path.partition(".")[0] not in backbone.anatomy.head and path != words
+            if not backbone.anatomy.in_head(path) and path != words
         }
         paths = [path for path, layer in candidates.items() if takes_pair(layer)]
         if isinstance(self.target_modules, tuple):

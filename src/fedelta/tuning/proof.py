@@ -198,7 +198,7 @@ def _trained_outputs(
 def _refuse_head_alone(method: TuningMethod, backbone: Backbone, spec: ParamSpec, without_gradient: list[str]) -> None:
     """Refuses a method that would train nothing but the head, because no other tensor has a gradient."""
     names = (name for name in spec if spec.tensors[name].trained)
-    inside = [name for name in names if name.partition(".")[0] not in backbone.anatomy.head]
+    inside = [name for name in names if not backbone.anatomy.in_head(name)]
     if inside and set(inside) <= set(without_gradient):
         raise ModelError(
             f"tuning method {method.name!r} does not fit {type(backbone.module).__name__}: the outputs depend on none "

@@ -163,7 +163,7 @@ def evaluated(deployed: Deployed, store: MemoryStore, request: Evaluate, blobs: 
             _check_client(deployed, client)
             memory = store.read(client.id, client.version) if client.version != NOTHING else None
             memories |= {} if memory is None else {client.id: memory}
-    sums, num_examples = deployed.sums(params, memories)
+    sums, num_examples = deployed.sums(params, memories, with_answers=request.with_answers)
     for at_exit in sums:
         if broken := [name for name, total in at_exit.totals.items() if not all(map(math.isfinite, total))]:
             raise RoundError(f"the model's `{broken[0]}` is not a finite number on this site's test rows.")

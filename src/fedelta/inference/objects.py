@@ -1,0 +1,62 @@
+"""Predictions of a model that was given as an object: its backbone, and batches of ready inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedelta.data.objects import TableInputs, stacked
+from fedelta.inference.adapter import SavedAdapter
+from fedelta.inference.directory import CONFIG, read_object
+from fedelta.inference.layout import is_pair
+from fedelta.models.hub import Backbone
+from fedelta.models.objects import Processor, is_transformers, names_for, of_module, of_transformers
+from fedelta.tasks.classification import Classification
+
+Transform = Callable[[Any], Tensor | Mapping[str, Tensor] | Sequence[Tensor]]
+"""Makes the inputs of one example (Any), without a batch axis."""
+
+
+def base_of(
+    directory: Path, adapter: SavedAdapter, module: nn.Module, processor: Processor | None, *, reads_examples: bool
+) -> Backbone:
+    """The backbone of the base model of an adapter.
+
+    Args:
+        directory: of the adapter.
+        adapter: what it holds.
+        module: the base model; copied.
+        processor: of a model of transformers.
+        reads_examples: whether its processor makes inputs of examples, if it has one.
+    """
+    policy = "average" if adapter.model is None else adapter.model.batch_norm
+    if is_transformers(module):
+        reads = reads_examples and (processor is not None or bool(module.name_or_path))
+        task = adapter.task or Classification()
+        return of_transformers(module, task, processor=processor, reads_examples=reads, batch_norm=policy)
+    named = read_object(directory / CONFIG).get("modules_to_save")
+    head = tuple(map(str, named)) if isinstance(named, list) else None
+    if adapter.tuning.name == "head":
+        head = tuple(dict.fromkeys(name.rpartition(".")[0] for name in adapter.params if not is_pair(name)))
+    return of_module(module, head=head, batch_norm=policy)
+
+
+def ready_batches(
+    backbone: Backbone, examples: Sequence[Any], transform: Transform | None, size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Inputs of `backbone` in batches of `size` examples, in order.
+
+    Raises:
+        InputError: an example makes no inputs, or inputs that the model does not take.
+    """
+    if not examples:
+        return iter(())
+    rows = [example if transform is None else transform(example) for example in examples]
+    table = stacked(rows, "the examples")
+    names = names_for(backbone.module, table.names, is_positional=table.is_positional)
+    inputs = TableInputs(table, dict(zip(names, table.names, strict=True)))
+    return (inputs.fetch(chunk) for chunk in torch.arange(len(rows)).split(size))
