@@ -11,6 +11,7 @@ from tests.runtimes.remote.small_sites import SiteProgram, Small, link_of, remot
 
 from fedelta.aggregation.means import Clipped
 from fedelta.aggregation.robust import Median
+from fedelta.catalog import LOW_RANK
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.quantize import Integers
@@ -71,6 +72,12 @@ def assert_same(deployment: list[RoundOutcome], simulation: list[RoundOutcome]) 
         )
         assert all(torch.equal(ours.params[name], theirs.params[name]) for name in theirs.params)
         assert all(torch.equal(ours.state[name], theirs.state[name]) for name in theirs.state)
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_low_rank_aggregation_gives_the_bits_of_a_simulation_with_ranks_that_only_the_server_knows(name: str):
+    small = Small(FedAvg(**SIZES), aggregation=LOW_RANK[name](), ranks={0: 1, 1: 2, 2: 2, 3: 1})
+    assert_same(deployed(small), simulated(small))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
