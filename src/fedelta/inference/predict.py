@@ -149,8 +149,8 @@ class Predictor:
         Args:
             inputs: for a text model, texts. For an image model, any mixture of paths of image files, Pillow images and
                 uint8 tensors [C, H, W]. For a model tuned on recordings, any mixture of paths of sound files and pairs
-                of a float tensor [samples] or [channels, samples], in -1..1, and its sample rate in Hz. For a model that
-                was given as an object: what `transform` takes, or inputs in the form of the data's rows (Any).
+                of a float tensor [samples] or [channels, samples], in -1..1, and its sample rate in Hz. For a model
+                that was given as an object: what `transform` takes, or inputs in the form of the data's rows (Any).
             exit: number of the exit that answers, from 1; nothing above it is computed.
             confidence: each example is answered by the first exit with at least this confidence (for a classification:
                 the probability of one class), or else by the last; above 0, at most 1.
