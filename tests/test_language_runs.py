@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.builders import assert_same_bits
+from tests.small import stop_after
 from tests.small_language import dialogues, small_config, write_model, write_table
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from fedelta.experiment import Experiment
 from fedelta.inference.merged import write_merged
 from fedelta.inference.predict import Predictor
 from fedelta.models.generation import Sampling
+from fedelta.report.writing import write_report
 
 
 def files(folder: Path, family: str = "llama", **fields: object) -> tuple[Path, Path]:
@@ -53,13 +55,13 @@ def test_a_run_measures_tokens_and_answers(result):
     assert rounds[-1]["measures"]["test_loss"] == measures["test_loss"]
 
 
-def test_a_check_shows_prompts_and_responses_and_no_classes(folder: Path):
-    config = folder / "small.toml"
-    config.write_text(small_config(*files(folder)))
-    said = CliRunner().invoke(app, ["check", str(config)])
-    assert said.exit_code == 0, said.output
-    assert "kinds" not in said.stdout
-    assert re.search(r"'.+' is '.+', client 0", said.stdout)
+def test_a_check_shows_prompts_with_their_responses(folder: Path):
+    path = folder / "check.toml"
+    path.write_text(small_config(*files(folder)))
+    done = CliRunner().invoke(app, ["check", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "examples: 72 training, 18 test" in done.stdout
+    assert re.search(r"'What does the old \w+ do\?' is 'The \w+ \w+ loudly\.', client \d \('farm \d'\)", done.stdout)
 
 
 def test_padding_is_left_out_and_lanes_are_used(result):
@@ -263,3 +265,20 @@ def test_options_that_do_not_go_together_are_refused(result, arguments: list[str
     done = CliRunner().invoke(app, ["predict", str(result.path), *arguments])
     assert isinstance(done.exception, InputError) or done.exit_code == 2
     assert problem in (str(done.exception) + done.output)
+
+
+def test_answers_have_curves_where_a_setting_asks_for_them(folder: Path):
+    asked = ("strategy.num_rounds=5", "evaluate_every=4", "task.answers_every=3")
+    run = experiment(folder, "llama", "", *asked).run(folder / "answers")
+    rounds = [json.loads(line)["measures"] for line in (run.path / "rounds.jsonl").read_text().splitlines()]
+    # Rounds 3 and 5, the last one, have answers; round 4 is evaluated without.
+    assert [None if measures is None else len(measures) for measures in rounds] == [None, None, 4, 2, 4]
+    assert rounds[-1] == run.measures
+    write_report([run.path], folder / "page.html")
+    page = (folder / "page.html").read_text()
+    assert "Exact match against rounds" in page
+    assert "ROUGE-L against rounds" in page
+    with pytest.raises(KeyboardInterrupt):
+        experiment(folder, "llama", "", *asked).run(folder / "stopped", on_round=stop_after(3))
+    Experiment.from_run(folder / "stopped").resume(folder / "stopped")
+    assert (folder / "stopped" / "rounds.jsonl").read_bytes() == (run.path / "rounds.jsonl").read_bytes()

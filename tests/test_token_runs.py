@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,7 @@ def test_a_report_and_a_check_speak_of_tags(result, folder, tmp_path):
     said = CliRunner().invoke(app, ["check", str(configuration(folder, tmp_path))])
     assert said.exit_code == 0, said.exception
     assert "4 tags, " in said.stdout
+    assert re.search(r"'(king )?\w+ \w+ .*\w+' is \['B-PER', ", said.stdout)
 
 
 def test_words_that_are_cut_off_are_told_and_count_as_missed(folder, tmp_path, caplog):

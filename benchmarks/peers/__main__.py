@@ -73,7 +73,7 @@ def measured(name: str, options: argparse.Namespace, missing: Collection[str], s
     plan = Plan(
         folder=prepare(work, options.cache / "works"),
         environments=options.cache,
-        sides=[side for side in options.sides if side not in missing],
+        sides=[side for side in options.sides if side in (work.sides or SIDES) and side not in missing],
         repeats=options.repeats,
         warm_up=options.warm_up,
         compared=options.compared,

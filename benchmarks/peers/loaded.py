@@ -15,6 +15,8 @@ from benchmarks.peers.works import LORA_ALPHA, NUM_CLASSES, RANK, Work
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+IGNORED = -100  # as in transformers
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -22,10 +24,10 @@ class Loaded:
 
     Args:
         work: what is done.
-        model: pixels to logits; its tuned parameters have the values before round 1.
+        model: pixels to logits, or tokens and labels to losses; its tuned parameters have the values before round 1.
         tuned: those parameters, by fedelta's names.
-        pixels: float32 of shape [N, channels, side, side].
-        labels: int64 of shape [N].
+        pixels: float32 of shape [N, channels, side, side]; of a language model tokens, int64 of shape [N, T], -1 for none.
+        labels: int64 of shape [N]; of a language model [N, T], -100 where nothing is trained on.
         orders: rows of each step, int64 of shape [rounds, clients, steps, batch].
     """
 
@@ -43,7 +45,7 @@ class Loaded:
     def train(self, rows: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Takes a client's steps."""
         for batch in rows:
-            loss = nn.functional.cross_entropy(self.model(self.pixels[batch]), self.labels[batch])
+            loss = self._loss(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -58,9 +60,21 @@ class Loaded:
     def loss(self, params: Mapping[str, Tensor]) -> float:
         """The mean over all rows, in nats, of the model with these params."""
         self.put(params)
-        parts = zip(self.pixels.split(256), self.labels.split(256), strict=True)
-        losses = (nn.functional.cross_entropy(self.model(pixels), labels, reduction="sum") for pixels, labels in parts)
-        return float(sum(losses)) / len(self.labels)
+        parts = torch.arange(len(self.labels)).split(16 if self.work.is_language else 256)
+        sizes = [int((self.labels[part] != IGNORED).sum()) for part in parts]
+        return sum(float(self._loss(part)) * size for part, size in zip(parts, sizes, strict=True)) / sum(sizes)
+
+    def _loss(self, rows: Tensor) -> Tensor:
+        """The mean loss of a batch."""
+        if not self.work.is_language:
+            return nn.functional.cross_entropy(self.model(self.pixels[rows]), self.labels[rows])
+        # As a collator does: padded to the longest row of the batch.
+        is_token = self.pixels[rows] >= 0
+        length = int(is_token.sum(1).max())
+        ids, is_token, labels = (tensor[:, :length] for tensor in (self.pixels[rows], is_token, self.labels[rows]))
+        return self.model(
+            input_ids=ids.clamp_min(0), attention_mask=is_token.long(), labels=labels, use_cache=False
+        ).loss
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A new one for a client. Fused is the fastest of PyTorch's variants on a CPU."""
@@ -133,6 +147,13 @@ def _network(work: Work, base: Mapping[str, Tensor]) -> nn.Module:
         network: nn.Module = Mlp(side, hidden) if kind == "mlp" else LeafCnn(side, tuple(sizes["channels"]), hidden)
         network.load_state_dict(base)
         return network.eval()
+    if kind == "llama":
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        network = LlamaForCausalLM(LlamaConfig(**sizes))
+        network.load_state_dict(base, strict=False)
+        network.tie_weights()
+        return _tuning(work, network).eval()
     from transformers import ViTConfig, ViTForImageClassification
 
     network = ViTForImageClassification(ViTConfig(**sizes, num_labels=NUM_CLASSES))
@@ -147,9 +168,8 @@ def _tuning(work: Work, network: nn.Module) -> nn.Module:
         return network
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=RANK, lora_alpha=LORA_ALPHA, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]
-    )
+    head = None if work.is_language else ["classifier"]
+    config = LoraConfig(r=RANK, lora_alpha=LORA_ALPHA, target_modules=["q_proj", "v_proj"], modules_to_save=head)
     return get_peft_model(network, config)
 
 

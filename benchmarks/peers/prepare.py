@@ -8,8 +8,9 @@ from itertools import repeat
 from pathlib import Path
 
 import torch
+from benchmarks.peers.dialogues import drawn_dialogues, examples, llama_backbone
 from benchmarks.peers.loaded import Mlp
-from benchmarks.peers.works import LORA_ALPHA, NUM_CLASSES, RANK, SEED, TINY, Work
+from benchmarks.peers.works import LONGEST, LORA_ALPHA, NUM_CLASSES, RANK, SEED, SHORTEST, TINY, Work
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -43,7 +44,8 @@ def config_of(work: Work, num_rounds: int, workers: int | str | None = "auto") -
             "seed": SEED,
             "evaluate_every": num_rounds,
             # Replaced where the work has a network of its own.
-            "model": {"architecture": TINY if work.architecture["model_type"] == "mlp" else dict(work.architecture)},
+            "model": {"architecture": TINY if _has_own_network(work) else dict(work.architecture)},
+            **({"task": {"name": "language"}} if work.is_language else {}),
             "data": {"source": "digits"},  # required; `Experiment(data=...)` replaces it
             "partition": {"name": "iid", "num_clients": work.num_clients},
             "tuning": {"name": work.tuning, **lora},
@@ -68,16 +70,33 @@ def experiment_of(work: Work, num_rounds: int, workers: int | str | None = "auto
     """A run of fedelta, with images that lie in memory as a data set's do."""
     config = config_of(work, num_rounds, workers)
     backbone = backbone_of(work, config)
+    partition = dict(enumerate(torch.arange(work.num_clients * work.num_rows).split(work.num_rows)))
+    train, test = _examples(work, backbone)
+    given = backbone if _has_own_network(work) else None
+    classes = () if work.is_language else CLASSES
+    return Experiment(config, backbone=given, data=FederatedData(train, test, classes, partition))
+
+
+def _has_own_network(work: Work) -> bool:
+    """Whether no section `[model]` describes the network."""
+    return work.is_language or work.architecture["model_type"] == "mlp"
+
+
+def _examples(work: Work, backbone: Backbone) -> tuple[Examples, Examples]:
+    """Training and test data."""
+    if work.is_language:
+        num_words = int(work.architecture["vocab_size"])
+        rows = drawn_dialogues(work.num_clients * work.num_rows, num_words, SHORTEST, LONGEST)
+        return examples(rows, num_words, LONGEST), examples(rows[:NUM_TEST_ROWS], num_words, LONGEST)
     images, labels = drawn(work)
-    partition = dict(enumerate(torch.arange(len(images)).split(work.num_rows)))
     train = Examples(_inputs(backbone, images), Labels(labels))
-    test = Examples(_inputs(backbone, images[:NUM_TEST_ROWS]), Labels(labels[:NUM_TEST_ROWS]))
-    given = backbone if work.architecture["model_type"] == "mlp" else None
-    return Experiment(config, backbone=given, data=FederatedData(train, test, CLASSES, partition))
+    return train, Examples(_inputs(backbone, images[:NUM_TEST_ROWS]), Labels(labels[:NUM_TEST_ROWS]))
 
 
 def backbone_of(work: Work, config: Config) -> Backbone:
     """A new network of the work, always with the same weights."""
+    if work.is_language:
+        return llama_backbone(work.architecture, LONGEST)
     if work.architecture["model_type"] != "mlp":
         return build(config.model, CLASSES, seed=SEED)
     network = Mlp(int(work.architecture["image_size"]), int(work.architecture["hidden"]))
@@ -139,10 +158,19 @@ def prepare(work: Work, cache: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     experiment = experiment_of(work, 1)
     network = backbone_of(work, experiment.config)
-    images, labels = drawn(work)
-    pixels = _inputs(network, images).fetch(torch.arange(len(images)))["pixel_values"]
-    save_file({"pixels": pixels, "labels": labels, "orders": orders_of(work)}, folder / "data.safetensors")
-    save_file(dict(network.module.state_dict()), folder / "base.safetensors")
+    save_file({**_as_tensors(work, network), "orders": orders_of(work)}, folder / "data.safetensors")
+    # Clones: an embedding may be there twice.
+    base = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
+    save_file(base, folder / "base.safetensors")
     save_file(dict(experiment.assembly.params), folder / "start.safetensors")
     (folder / "work.json").write_text(text)
     return folder
+
+
+def _as_tensors(work: Work, network: Backbone) -> dict[str, Tensor]:
+    """Inputs and targets of all rows, as `Loaded` has them."""
+    train, _ = _examples(work, network)
+    inputs = train.inputs.fetch(torch.arange(len(train)))
+    if work.is_language:
+        return {"pixels": inputs["input_ids"].where(inputs["attention_mask"] > 0, -1), "labels": inputs["labels"]}
+    return {"pixels": inputs["pixel_values"], "labels": drawn(work)[1]}

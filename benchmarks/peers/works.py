@@ -17,6 +17,23 @@ VIT = {
     "image_size": 32,
     "patch_size": 4,
 }
+def llama(hidden: int, layers: int, vocabulary: int) -> dict[str, object]:
+    """A Llama with heads of 32 features, an MLP of 8/3 of the width, and one embedding for input and output."""
+    return {
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 32,
+        "num_key_value_heads": hidden // 32,
+        "intermediate_size": hidden * 8 // 3,
+        "tie_word_embeddings": True,
+    }
+
+
+LLAMAS = {1: llama(128, 4, 2048), 6: llama(256, 6, 4096), 10: llama(320, 7, 4096)}
+# Tokens of a dialogue, of which the last third is trained on.
+SHORTEST, LONGEST = 64, 128
 NUM_CLASSES = 10
 RANK = 8
 LORA_ALPHA = 16
@@ -38,6 +55,7 @@ class Goal:
     limit: float
 
 
+LOOPS = ("bare",)
 PFL = ("pfl", "pfl2")
 BLAZEFL = ("blazefl1", "blazefl")
 PEERS = (*PFL, "flower", *BLAZEFL)
@@ -50,7 +68,7 @@ class Work:
     Args:
         title: what the row is called.
         architecture: of the network, whose weights are random.
-        tuning: `full`, `lora` (of rank 8, on q and v, with the head) or `head`.
+        tuning: `full`, `lora` (of rank 8, on q and v, with the head if there is one) or `head`.
         num_clients: all take part in every round.
         num_rows: examples of each client.
         local_epochs: passes of a client over its data in a round.
@@ -61,6 +79,7 @@ class Work:
         is_tiny: a second arithmetic thread would only slow a process down, so nobody has one.
         goals: what fedelta shall reach.
         tolerance: largest difference of a parameter from the bare loop's after the compared rounds.
+        sides: who can do it; None: everyone.
     """
 
     title: str
@@ -76,6 +95,12 @@ class Work:
     is_tiny: bool = False
     goals: tuple[Goal, ...] = ()
     tolerance: float = 1e-5
+    sides: tuple[str, ...] | None = None
+
+    @property
+    def is_language(self) -> bool:
+        """Whether the network is a language model."""
+        return self.architecture["model_type"] == "llama"
 
     @property
     def steps(self) -> int:
@@ -84,7 +109,8 @@ class Work:
 
     def as_record(self) -> dict[str, object]:
         """For JSON: what is done."""
-        return {name: value for name, value in asdict(self).items() if name not in {"goals", "tolerance", "is_tiny"}}
+        left_out = {"goals", "tolerance", "is_tiny", "sides"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 _VIT = {"architecture": VIT, "num_clients": 8, "num_rows": 64, "local_epochs": 2}
@@ -111,4 +137,13 @@ WORKS = {
         "MLP of 3,610, full, 1,000 clients of 10 images, 1 step", MLP, "full", 1000, 10, 1, 10, 0.05, is_tiny=True,
         goals=(Goal("round", PFL, 0.5),),
     ),
+    **{
+        f"L{millions}-{batch_size}": Work(
+            f"Llama of {millions} M, LoRA r 8, 8 clients of 16 dialogues of 64 to 128 tokens, batch {batch_size}",
+            sizes, "lora", 8, 16, 1, batch_size, 0.05,
+            goals=(Goal("round", LOOPS, 0.6),), sides=("bare", "bare2", "fedelta"),
+        )
+        for millions, sizes in LLAMAS.items()
+        for batch_size in (2, 4, 8)
+    },
 }  # fmt: skip

@@ -68,6 +68,22 @@ MEANS = Registry(
     },
     _find_more,
 )
+# How the factors of LoRA's pairs are trained, sent and combined; plug-ins cannot add one.
+LOW_RANK = Registry(
+    Kind("low-rank aggregation", "fedelta.aggregation.low_rank:LowRank", ()),
+    ("aggregation.name",),
+    {
+        "plain": "fedelta.aggregation.low_rank:Apart",
+        "ffa": "fedelta.aggregation.ffa:Ffa",
+        "rolora": "fedelta.aggregation.rolora:RoLora",
+        "fedsa": "fedelta.aggregation.fedsa:FedSa",
+        "hlora": "fedelta.aggregation.hlora:Hlora",
+        "flexlora": "fedelta.aggregation.hlora:Hlora",
+        "flora": "fedelta.aggregation.flora:Flora",
+        "fedex": "fedelta.aggregation.fedex:FedEx",
+    },
+    _find_more,
+)
 LOCAL_RULES = Registry(
     Kind("local rule", "fedelta.strategies.base:LocalRule", ("correct",)),
     ("local_rule.name",),
@@ -132,5 +148,6 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 # In the order of the sections of a configuration.
 ALL = (
-    TUNING_METHODS, COMBINATIONS, PARTITIONERS, TASKS, STRATEGIES, MEANS, LOCAL_RULES, OPTIMIZERS, SCHEDULES, CODECS,
+    TUNING_METHODS, COMBINATIONS, PARTITIONERS, TASKS, STRATEGIES, MEANS, LOW_RANK, LOCAL_RULES, OPTIMIZERS, SCHEDULES,
+    CODECS,
 )  # fmt: skip

@@ -17,7 +17,8 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import Field, model_validator
 
-from fedelta.catalog import COMBINATIONS, LOCAL_RULES, PARTITIONERS, STRATEGIES, TUNING_METHODS
+from fedelta.aggregation.low_rank import Apart, LowRank
+from fedelta.catalog import COMBINATIONS, LOCAL_RULES, LOW_RANK, PARTITIONERS, STRATEGIES, TUNING_METHODS
 from fedelta.codecs.channel import Channel
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.division import Partitioner
@@ -65,9 +66,9 @@ class Config(Settings):
         seed: of every random stream of the run.
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
-        model, data, partition, augmentation, task, exits, tuning, strategy, local_rule, client, codec, privacy,
-            runtime, stability, deployment, personalization, tracking: the sections. The first three are what was given
-            as objects, if they are left out (`fedelta.federate`); a file has to have them.
+        model, data, partition, augmentation, task, exits, tuning, strategy, aggregation, local_rule, client, codec,
+            privacy, runtime, stability, deployment, personalization, tracking: the sections. The first three are what
+            was given as objects, if they are left out (`fedelta.federate`); a file has to have them.
     """
 
     # Strict again: values outside of sections are validated separately, without the class's rules.
@@ -83,6 +84,7 @@ class Config(Settings):
     exits: ExitSettings = ExitSettings()
     tuning: Annotated[TuningMethod, Chosen(TUNING_METHODS, COMBINATIONS)] = Lora()
     strategy: Annotated[Strategy, Chosen(STRATEGIES)] = FedAvg()
+    aggregation: Annotated[LowRank, Chosen(LOW_RANK)] = Apart()
     local_rule: Annotated[LocalRule, Chosen(LOCAL_RULES)] = Plain()
     client: ClientSettings = ClientSettings()
     codec: Channel = Channel()

@@ -19,6 +19,7 @@ from fedelta.federation.client import Site
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.adapter_settings import read_settings, refuse_other_settings
 from fedelta.inference.directory import SETTINGS
+from fedelta.inference.folding import folded_pairs
 from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
@@ -111,7 +112,8 @@ def _checked(run: RunDirectory, config: Config, model: TunedModel, data: Federat
             data are not compared if `config` overrides them.
     """
     checkpoint, original = load(run.checkpoint), load_config(run.config, WITHOUT_ADAPTER)
-    refuse_other_adapter(run.adapter, checkpoint.params, model.params)
+    trained, loaded = (folded_pairs(params)[0] for params in (checkpoint.params, model.params))
+    refuse_other_adapter(run.adapter, trained, loaded)
     refuse_other_settings(run.adapter / SETTINGS, checkpoint.origin)
     inputs = dict(model.identity) if config.model == original.model else {}
     same_data = all(getattr(config, key) == getattr(original, key) for key in ("seed", "data", "partition", "task"))

@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from torch import Tensor
 from fedelta.errors import SpecError
 
 Params = dict[str, Tensor]
+# Where the values of a tensor come from: "client": clients change it. "seed": every client has made the same one, which
+# never changes and never travels. "server": clients only receive it.
+Source = Literal["client", "seed", "server"]
 
 # Elements per block: a quarter of a megabyte as float64, which fits into a processor's cache. torch uses one thread up
 # to this number; for more it would wake other threads for very little work.
@@ -35,13 +39,17 @@ class TensorSpec:
         group: name of the group with which it travels.
         trained: whether optimizers change it. False for a running statistic of the client's data, such as the mean of a
             batch norm, which also changes and travels.
-        shared: whether it travels. False for a tensor that stays on its client from round to round.
+        shared: whether clients send it. False for a tensor that stays on its client from round to round, and for one
+        that
+            clients do not change.
+        source: where its values come from.
     """
 
     shape: tuple[int, ...]
     group: str
     trained: bool = True
     shared: bool = True
+    source: Source = "client"
 
     @property
     def numel(self) -> int:
@@ -81,7 +89,17 @@ class ParamSpec:
     @cached_property
     def kept(self) -> tuple[str, ...]:
         """Names of the tensors that stay on each client, in order."""
-        return tuple(name for name, tensor in self.tensors.items() if not tensor.shared)
+        return tuple(name for name, tensor in self.tensors.items() if not tensor.shared and tensor.source == "client")
+
+    @cached_property
+    def given(self) -> tuple[str, ...]:
+        """Names of the tensors that every client has from the seed, in order."""
+        return tuple(name for name, tensor in self.tensors.items() if tensor.source == "seed")
+
+    @cached_property
+    def received(self) -> tuple[str, ...]:
+        """Names of the tensors that clients receive and do not change, in order."""
+        return tuple(name for name, tensor in self.tensors.items() if tensor.source == "server")
 
     @cached_property
     def statistics(self) -> tuple[str, ...]:

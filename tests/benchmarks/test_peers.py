@@ -22,7 +22,7 @@ from benchmarks.peers.side import SIDES
 from benchmarks.peers.sides.bare import total
 from benchmarks.peers.sides.flower import refuse_networks
 from benchmarks.peers.talk import Talk
-from benchmarks.peers.works import MLP, TINY, VIT, WORKS, Work
+from benchmarks.peers.works import MLP, TINY, VIT, WORKS, Work, llama
 from safetensors.torch import load_file
 
 SMALL_VIT = VIT | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -31,6 +31,7 @@ SMALL_WORKS = {
     "full": Work("", TINY, "full", 3, 20, 1, 10, 0.05),
     "lora": Work("", SMALL_VIT, "lora", 2, 8, 2, 4, 0.05),
     "head": Work("", SMALL_VIT, "head", 2, 8, 1, 4, 0.05),
+    "language": Work("", llama(32, 2, 64), "lora", 2, 4, 2, 2, 0.5),
 }
 
 

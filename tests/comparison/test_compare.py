@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tests.comparison.inline import run_inline
 from tests.small import SMALL, write_small
+from tests.small_language import dialogues, small_config, write_model, write_table
 from tests.test_regression_runs import BRIGHTNESS, write_images
 
 import fedelta
@@ -403,3 +404,14 @@ def test_an_unusable_finished_run_is_reported_and_the_others_continue(tmp_path, 
     assert reason in caplog.text
     assert reason in rows(out / "cells.csv")[0]["reason"]
     assert result.groups["num_seeds"].tolist() == [1]
+
+
+def test_answers_of_language_models_are_compared_too(tmp_path, inline):
+    model, table = write_model(tmp_path / "model"), write_table(tmp_path / "rows.jsonl", dialogues(36))
+    (tmp_path / "small.toml").write_text(small_config(model, table))
+    result = fedelta.compare(tmp_path / "small.toml", {"seed": [1, 2]}, tmp_path / "out", overrides=ONE_ROUND)
+    (row,) = rows(tmp_path / "out" / "table.csv")
+    matches = [json.loads(path.read_text())["measures"]["rouge_l"] for path in tmp_path.glob("out/runs/*/summary.json")]
+    assert float(row["rouge_l_mean_percent"]) == pytest.approx(50 * sum(matches), abs=1e-4)
+    assert result.groups["exact_match_mean"].notna().all()
+    assert "exact match, %" in (tmp_path / "out" / "table.md").read_text()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -27,6 +27,33 @@ def pieces(max_length: int = 12) -> Words:
 def test_a_word_starts_at_its_first_token():
     (split,) = pieces().encode([["b", "abc", "a"]])
     assert (split.ids, split.starts) == ([2, 5, 4, 6, 7, 4, 3], [1, 2, 5])
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        pre_tokenizers.ByteLevel(add_prefix_space=True),
+        pre_tokenizers.Sequence(  # as of Llama 3 and Qwen 2
+            [
+                pre_tokenizers.Split(Regex(r" ?\w+|\s+"), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        ),
+        pre_tokenizers.Metaspace(prepend_scheme="first"),
+        pre_tokenizers.Metaspace(prepend_scheme="never"),
+        pre_tokenizers.Whitespace(),
+    ],
+    ids=["byte level", "with a first space", "after a pattern", "metaspace", "metaspace within", "whitespace"],
+)
+def test_words_are_split_as_in_a_text_whatever_the_tokenizer_does_with_spaces(pre_tokenizer):
+    vocabulary = {token: number for number, token in enumerate(("<pad>", "a", "b", "Ġa", "Ġb", "▁a", "▁b", "Ġ", "▁"))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", "a"), ("Ġ", "b"), ("▁", "a"), ("▁", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    words = Words(Texts(PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")))
+    (split,) = words.encode([["b", "a", "", "ab"]])
+    (text,) = words.texts.encode(["b a ab"])
+    assert (split.ids, split.starts) == (text, [0, 1, -1, 2])
 
 
 def test_words_that_are_cut_off_start_nowhere():

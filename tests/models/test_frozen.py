@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from fedelta.models import frozen
-from fedelta.models.frozen import FrozenLinears, RowCount, are_many, gains
+from fedelta.models.frozen import FrozenLinears, RowCount, gains
 from fedelta.seeds import stream
 
 
@@ -175,10 +175,16 @@ def test_a_model_gains_by_large_layers_that_are_frozen():
     assert gains(nn.Sequential(large.requires_grad_(False)))
 
 
+@needs_onednn
+def test_a_model_with_large_matrices_gains_with_fewer_rows():
+    # 400 * 400 = 160,000; 127 rows are few for any matrix.
+    large, small = (nn.Linear(400, size).requires_grad_(False) for size in (400, 399))
+    assert [gains(large, rows) for rows in (127, 128, 1536)] == [False, True, True]
+    assert [gains(small, rows) for rows in (128, 1535, 1536)] == [False, False, True]
+
+
 def test_the_rows_that_linear_layers_get_are_counted():
     with RowCount() as count:
         functional.linear(torch.ones(2, 5, 3), torch.ones(4, 3))
         functional.linear(input=torch.ones(7, 3), weight=torch.ones(4, 3))
     assert count.most == 10
-    assert are_many(1536)
-    assert not are_many(1535)

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fedelta.assembly.answering import answer_sums
 from fedelta.assembly.fitting import fit_lanes
 from fedelta.assembly.lanes import num_lanes
 from fedelta.assembly.model import TunedModel, tiers_at, tuned_model
@@ -77,7 +78,9 @@ class Deployed:
     site: Site
     test: Examples
 
-    def sums(self, params: Params, memories: Mapping[int, Memory]) -> tuple[list[Sums], int]:
+    def sums(
+        self, params: Params, memories: Mapping[int, Memory], *, with_answers: bool = False
+    ) -> tuple[list[Sums], int]:
         """The task's sums over the site's test rows at each exit, and over how many examples they are.
 
         If clients keep tensors that never travel, each client has a different model: then the sums are over the
@@ -86,22 +89,29 @@ class Deployed:
         Args:
             params: the shared tensors.
             memories: client number to what it keeps; clients without a memory have not trained.
+            with_answers: whether a language model answers prompts, too.
         """
-        evaluator, start = self.site.engine.evaluator, self.site.start | params
+        start = self.site.start | params
         if not len(self.test):
             return [], 0
         local = {number: memory.local_only for number, memory in sorted(memories.items()) if memory.local_only}
         if not local:
-            return evaluator.sums(start, self.test), len(self.test)
+            return self._sums(start, None, with_answers), len(self.test)
         total: list[Sums] = []
         num_examples = 0
         for number, tensors in local.items():
             rows = _rows_of(self.test, number)
             if len(rows):
-                sums = evaluator.sums(start | tensors, self.test, rows)
+                sums = self._sums(start | tensors, rows, with_answers)
                 total = [first + second for first, second in zip(total, sums, strict=True)] if total else sums
                 num_examples += len(rows)
         return total, num_examples
+
+    def _sums(self, params: Params, rows: Tensor | None, with_answers: bool) -> list[Sums]:
+        """The sums of a model over some rows of the test set."""
+        engine = self.site.engine
+        sums = engine.evaluator.sums(params, self.test, rows)
+        return [*sums[:-1], sums[-1] + answer_sums(engine, params, self.test, rows)] if with_answers else sums
 
 
 def offer(config: Config, raw: RawData, share: Share) -> Offer:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedelta.aggregation.low_rank import sourced
 from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
@@ -33,7 +34,7 @@ from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.full import Full
 from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
-from fedelta.tuning.lora import Lora
+from fedelta.tuning.lora import Lora, carry
 from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
 from fedelta.tuning.proof import apply_proved
 
@@ -197,6 +198,11 @@ def apply_tuning(
     else:
         spec = apply_proved(tuning, backbone, lanes, generator, sample)
     _check_norms(config, tuning, backbone)
+    if config.aggregation.carries:
+        carry(backbone.module)
+    spec = sourced(config.aggregation, spec)
+    for name, tensor in spec.tensors.items():
+        backbone.module.get_parameter(name).requires_grad_(tensor.trained)
     return spec
 
 

@@ -55,6 +55,7 @@ def rehearse(assembly: Assembly) -> RoundOutcome:
         runtime=small_site,
         evaluate=lambda params: evaluate(small_site, params),
         evaluate_every=1,
+        thorough=None,
         byte_budget=None,
     )
     state = strategy.init(assembly.params, assembly.spec)

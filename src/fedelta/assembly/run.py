@@ -21,7 +21,7 @@ from fedelta.assembly.parts import Peaks
 from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, check_cohort, protecting, strategy_of
 from fedelta.assembly.settling import adopting, settled
-from fedelta.assembly.site import build_site, details, evaluate, few_rows, read_data
+from fedelta.assembly.site import build_site, details, evaluate, few_rows, read_data, thorough
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, parse_config
 from fedelta.data.batches import FederatedData
@@ -146,9 +146,7 @@ class Assembly:
         site = replace(self.site, start=select(params, self.spec.kept))
         processes = None if self.processes is None else self.processes.serving(site)
         runtime = _runtime(self.config, self.model, site, processes)
-        federation = replace(
-            self.federation, runtime=runtime, evaluate=lambda params: evaluate(site, params, processes)
-        )
+        federation = _measured(replace(self.federation, runtime=runtime), self.task, site, processes)
         return replace(self, site=site, federation=federation, processes=processes)
 
     def at_work(self) -> AbstractContextManager[Peaks]:
@@ -262,11 +260,19 @@ def _federation(
         model.params,
         data.clients.only(data.partition),
         runtime=_runtime(config, model, site, processes),
-        evaluate=lambda params: evaluate(site, params, processes),
         tiers=site.tiers,
         num_held_out=len(data.held_out),
     )
-    return replace(federation, replies_once=True)
+    return _measured(replace(federation, replies_once=True), config.task, site, processes)
+
+
+def _measured(federation: Federation, task: Task, site: Site, processes: Processes | None) -> Federation:
+    """A copy whose params are measured on the site's test data."""
+    return replace(
+        federation,
+        evaluate=lambda params: evaluate(site, params, processes),
+        thorough=thorough(task, lambda params: evaluate(site, params, processes, with_answers=True)),
+    )
 
 
 def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guarantee | None:

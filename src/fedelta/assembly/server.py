@@ -13,6 +13,7 @@ from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.contract import started
+from fedelta.federation.pairs import Pairs
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import provider_of
@@ -68,6 +69,7 @@ def build_server(
         evaluate_every=config.evaluate_every,
         byte_budget=None if budget is None else int(budget * 2**20),
         tiers=tiers,
+        pairs=Pairs(config.aggregation, spec, strategy.cohort_rounds),
         has_plugin=any(provider_of(method) is not None for method in (strategy, strategy.mean)),
     )
     _warn_of_one_group(federation, config.tuning.name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fedelta.assembly.answering import answer_sums
 from fedelta.assembly.model import TunedModel, tuned_model, work_of
 from fedelta.assembly.site import build_engine, built, check_num_classes, details_of, fitted, read_raw
 from fedelta.config import Config
@@ -20,6 +21,7 @@ from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError
 from fedelta.params import Params
 from fedelta.tasks.base import Evaluation
+from fedelta.tasks.contract import evaluation_of
 from fedelta.tasks.details import Details
 from fedelta.tasks.known_classes import KnownClasses
 
@@ -45,6 +47,12 @@ class Bench:
     def evaluate(self, params: Params) -> Evaluation:
         """The measures of `params`."""
         return self.engine.evaluator.evaluate(params, self.test)
+
+    def evaluate_with_answers(self, params: Params) -> Evaluation:
+        """The measures of `params`, with those of answers."""
+        (sums,) = self.engine.evaluator.sums(params, self.test)  # a language model has no exits
+        sums += answer_sums(self.engine, params, self.test)
+        return evaluation_of(self.engine.task, [sums], has_exits=False)
 
     def details(self, params: Params) -> Details:
         """All that the task measures of a finished model."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from fedelta.assembly.answering import with_answers
+from fedelta.assembly.answering import answer_sums, has_answers, with_answers
 from fedelta.assembly.model import TunedModel, work_of
 from fedelta.config import Config
 from fedelta.data.augmentation import check_images
@@ -24,8 +25,10 @@ from fedelta.engine.precision import slow_bfloat16
 from fedelta.engine.threads import arithmetic_threads
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, InputError, ModelError
+from fedelta.federation.base import Thorough
 from fedelta.federation.client import Site
 from fedelta.federation.measuring import sums_of
+from fedelta.federation.pairs import Pairs
 from fedelta.federation.tiers import Tiers
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
@@ -34,7 +37,7 @@ from fedelta.params import Params, select
 from fedelta.plugins import returned
 from fedelta.privacy.settings import Privacy
 from fedelta.runtimes.processes import Processes
-from fedelta.tasks.base import Evaluation, mean_of
+from fedelta.tasks.base import Evaluation, Task, mean_of
 from fedelta.tasks.contract import evaluation_of
 from fedelta.tasks.details import Answered, Details, mean_details
 from fedelta.tasks.known_classes import KnownClasses
@@ -201,8 +204,10 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         config.seed,
         config.strategy.num_rounds,
         start=select(model.params, model.spec.kept),
+        given=select(model.params, model.spec.given),
         steering=config.strategy.steering,
         tiers=tiers,
+        pairs=Pairs(config.aggregation, model.spec, config.strategy.cohort_rounds),
     )
 
 
@@ -223,7 +228,9 @@ def dp_of(privacy: Privacy) -> DpSgd | None:
     return DpSgd(privacy.clipping_norm, privacy.clipping, privacy.mechanism)
 
 
-def evaluate(site: Site, params: Params, processes: Processes | None = None) -> Evaluation:
+def evaluate(
+    site: Site, params: Params, processes: Processes | None = None, *, with_answers: bool = False
+) -> Evaluation:
     """Returns the measures of `params` on the site's test data.
 
     If clients keep tensors that never travel, each client has a different model; then it is the mean over the clients
@@ -233,10 +240,26 @@ def evaluate(site: Site, params: Params, processes: Processes | None = None) -> 
         site: has the engine, the test data and the clients' memories.
         params: of the server.
         processes: may measure in worker processes, with the same result; None: this process does.
+        with_answers: whether a language model answers prompts, too; this process lets it.
     """
     models, engine = _models(site, params), site.engine
     sums = sums_of(site, models) if processes is None else processes.sums_of(models)
+    if with_answers and site.test is not None:
+        with _threads_of(site):
+            answers = [answer_sums(engine, model, site.test) for model in models]
+        sums = [[*at_exits[:-1], at_exits[-1] + more] for at_exits, more in zip(sums, answers, strict=True)]
     return mean_of([evaluation_of(engine.task, of_model, has_exits=engine.has_exits) for of_model in sums])
+
+
+def thorough(task: Task, evaluate: Callable[[Params], Evaluation | None]) -> Thorough | None:
+    """Returns the evaluation in which a language model answers prompts, too; None if no round asks for it.
+
+    Args:
+        task: of the run.
+        evaluate: measures params, with answers.
+    """
+    every = task.answers_every if has_answers(task) else 0
+    return Thorough(evaluate, every) if every else None
 
 
 def details(
@@ -260,8 +283,12 @@ def details(
             "there is no one model whose answers could be written: each client keeps its own norms.",
             hint="leave `--predictions` out, or use `fedelta predict --client`.",
         )
-    with arithmetic_threads(site.threads or torch.get_num_threads()):  # the bits of the last round's evaluation
+    with _threads_of(site):  # the bits of the last round's evaluation
         return details_of(site.engine, models, test, class_names, watch)
+
+
+def _threads_of(site: Site) -> AbstractContextManager[None]:
+    return arithmetic_threads(site.threads or torch.get_num_threads())
 
 
 def details_of(

@@ -91,6 +91,12 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     return decoded.params, dict(decoded.groups)
 
 
+def fingerprint_in(payload: bytes) -> bytes | None:
+    """The fingerprint of the specification that a payload says it is made for; None if it is too short to say one."""
+    start = len(_MAGIC) + 1
+    return payload[start : start + 8] if len(payload) >= start + 8 else None
+
+
 class Decoded(NamedTuple):
     """What is in a payload.
 

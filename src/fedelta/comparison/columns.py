@@ -160,6 +160,26 @@ def measures(primary: Measure) -> tuple[Column, Column, Column]:
     )
 
 
+def share(measure: Measure) -> Column:
+    """A fraction beside the primary measure, of the finished model or else of the last round that has it."""
+
+    def read(run: History) -> float | None:
+        value = None if run.details is None else run.details.measures.get(measure.name)
+        return value if value is not None else next((value for _, value in reversed(run.curve_of(measure))), None)
+
+    return Column(
+        name=measure.name,
+        read=read,
+        heading=headed(measure.label, measure),
+        short=headed(measure.label, measure),
+        text=lambda mean, deviation: bare(mean, measure, deviation),
+        file="{}_percent",
+        factor=100,
+        mean=f"{measure.name}_mean",
+        deviation=f"{measure.name}_deviation",
+    )
+
+
 def reserved(primary: Measure) -> frozenset[str]:
     """Names that no axis may have, because the frames have columns of these names."""
     figures = {name for column in (*measures(primary), *COSTS) for name in (column.name, *column.in_groups)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedelta.comparison.cells import Plan, by_labels, make_plan, name_of
-from fedelta.comparison.columns import IS_BEST, REASON, RUN, STATE, Column, measures
+from fedelta.comparison.columns import IS_BEST, REASON, RUN, STATE, Column, measures, share
 from fedelta.comparison.directory import ASKED, CellRun, ComparisonDirectory, default_out
 from fedelta.comparison.frames import FAILED, FINISHED, WAITING, Row, cells_frame, curves_frame, one_line, trials_frame
 from fedelta.comparison.page import render
@@ -181,11 +181,12 @@ class _Work:
         ]
 
     def _measures(self) -> tuple[Column, ...]:
-        """The columns of the primary measure, including those at exits if a run has exits."""
+        """The columns of the primary measure, at exits too if a run has exits, and of the fractions beside it."""
         primary, *at_exits = measures(self.plan.primary)
         names = [column.name for column in at_exits]
         has_exits = any(reading.figures[name] is not None for reading in self.readings.values() for name in names)
-        return (primary, *at_exits) if has_exits else (primary,)
+        shares = dict.fromkeys(measure for reading in self.readings.values() for measure in reading.shares)
+        return (primary, *(at_exits if has_exits else ()), *map(share, shares))
 
     def write_tables(self) -> None:
         """Replaces the tables."""

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedelta.comparison.columns import COSTS, measures
+from fedelta.comparison.columns import COSTS, measures, share
 from fedelta.errors import RunError
 from fedelta.record.history import read_histories
+from fedelta.tasks.base import Measure
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Reading:
 
     Args:
         figures: name of each column to its figure; None if the run lacks it.
+        shares: the fractions beside the primary measure that the run has.
         loss: the task's loss in the last evaluated round; infinite if no round was evaluated.
         peak_memory_bytes: highest resident memory.
         curve: round and primary measure of every evaluated round.
@@ -25,6 +27,7 @@ class Reading:
     """
 
     figures: Mapping[str, float | None]
+    shares: tuple[Measure, ...]
     loss: float
     peak_memory_bytes: int
     curve: tuple[tuple[int, float], ...]
@@ -43,8 +46,10 @@ def read_run(path: Path) -> Reading:
             f"files of {str(path)!r} do not fit: {'; '.join(run.misfits)}.",
             hint="bring them back from a copy, or compare in another `--out`.",
         )
+    shares = [share(measure) for measure in run.shares]
     return Reading(
-        figures={column.name: column.read(run) for column in (*measures(run.primary), *COSTS)},
+        figures={column.name: column.read(run) for column in (*measures(run.primary), *shares, *COSTS)},
+        shares=run.shares,
         loss=run.losses[-1][1] if run.losses else math.inf,
         peak_memory_bytes=run.summary["peak_memory_bytes"],
         curve=tuple(run.curve),

@@ -34,7 +34,8 @@ class Comparison:
         task_axes: those of them that change the data or their division.
         searched: the searched key, or None.
         primary: the measure by which cells are compared.
-        measures: the columns of the primary measure, including those at exits if a model has exits.
+        measures: the columns of the primary measure, including those at exits if a model has exits, and of the
+            fractions beside it.
         frame: a row for each cell, group by group: labels, searched value, figures, `state` ("finished",
             "failed" or "waiting"), `reason` (the error, or None) and `run` (its directory within `path`).
         trials: likewise for the search, with `is_best`; empty without a search.

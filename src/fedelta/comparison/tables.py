@@ -85,11 +85,11 @@ _REASON = Field(REASON, REASON, one_line)
 def group_table(comparison: Comparison) -> GroupTable:
     """The groups of a comparison with all figures; relative cost and epsilon only where they say something."""
     labels, groups = _labels(comparison), records(comparison.groups)
-    key, (primary, *at_exits) = comparison.searched, comparison.measures
+    key, (primary, *others) = comparison.searched, comparison.measures
     cheaper = any((group[RELATIVE_COST] or 1) < 1 for group in groups)
     costs = [column for column in _costs(comparison.frame) if cheaper or column.name != RELATIVE_COST]
-    figures = [primary, *at_exits, *costs]
-    place = len(labels) + 1 + len(at_exits)
+    figures = [primary, *others, *costs]
+    place = len(labels) + 1 + len(others)
     header, short = (
         [*labels, *names] for names in zip(*((column.heading, column.short) for column in figures), strict=True)
     )
@@ -98,7 +98,7 @@ def group_table(comparison: Comparison) -> GroupTable:
             *(group[name] for name in comparison.axes),
             *([] if key is None else [UNKNOWN if group[key] is None else label_of(group[key])]),
             mean_and_deviation(group, comparison),
-            *(_text(column, group) for column in at_exits),
+            *(_text(column, group) for column in others),
             str(group[NUM_SEEDS]),
             *(_text(column, group) for column in costs),
             "front" if group[ON_FRONT] else "",

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 # Data sources that are names and never paths: embedded data, and of a deployment what each site reads of its own.
 EMBEDDED = "digits"
-SCENES = "digit-scenes"
-SMALL_WORLD = "small-world"
-NAMES = frozenset({EMBEDDED, SCENES, SMALL_WORLD})
+NAMES = frozenset({EMBEDDED, "digit-scenes", "small-world", "small-notes"})
 AT_THE_SITES = "sites"
 _WORLD_ROWS = 200  # training rows of each of the eight clients of the small world
 # Files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
@@ -114,9 +112,15 @@ def _expanded(source: str) -> Path:
 
 def _embedded(source: str, naming: Naming) -> dict[str, Dataset]:
     """The splits of data that come with this package."""
-    if source == SCENES:
-        return _scenes()
-    return _small_world() if source == SMALL_WORLD else {naming.train_split: _digits()}
+    match source:
+        case "digit-scenes":
+            return _scenes()
+        case "small-world":
+            return _small_world()
+        case "small-notes":
+            return _small_notes()
+        case _:
+            return {naming.train_split: _digits()}
 
 
 @cache
@@ -128,6 +132,13 @@ def _small_world() -> dict[str, Dataset]:
 
     train, test = instructions(0, _WORLD_ROWS, _WORLD_ROWS // 4)
     return {"train": Dataset.from_list(train), "test": Dataset.from_list(test)}
+
+
+@cache
+def _small_notes() -> dict[str, Dataset]:
+    from fedelta.data.small_notes import notes  # needs torch
+
+    return notes()
 
 
 @cache

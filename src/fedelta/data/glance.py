@@ -126,6 +126,8 @@ def _example(value: Any) -> str:
         return repr("/".join(Path(path).parts[-3:])) if path else f"{len(content or b''):,} bytes"
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
     if isinstance(value, list):
         return f"an array of {len(value)} rows"
     return _short(str(value))

@@ -138,6 +138,11 @@ class LaneBank:
         for name in names or ():
             self._pinned[lane, self._places[name]] = False
 
+    @property
+    def pinned_P(self) -> Tensor | None:  # noqa: N802  named like the matrices
+        """Which of lane 0's trained scalars stay at their anchor; None if every tensor is trained in every lane."""
+        return None if self._pinned is None else self._pinned[0, : self.values_KP.shape[1]]
+
     def reset_pinned(self, num_lanes: int) -> None:
         """Sets every scalar that is not trained back to its anchor, in the first `num_lanes` lanes.
 

@@ -83,6 +83,8 @@ def private_gradient(
         dropout = [stream(masks, row) for row in rows_A.tolist()]
         with lanes.training([1] * len(rows_A), dropout):
             backward(rows_A)
+        if bank.pinned_P is not None:  # what is not trained does not use up the norm
+            bank.grads_KP[: len(rows_A)].masked_fill_(bank.pinned_P, 0.0)
         total_P += clipped_sum(bank.grads_KP[: len(rows_A)], clipped_places(dp, bank), dp.clipping_norm)
     return total_P.add_(_noise(job, step, total_P).to(total_P))
 

@@ -51,6 +51,11 @@ class Evaluator:
             self._evaluated = (data, self._model.cached(data))
         return self._evaluated[1]
 
+    def load(self, params: Params) -> None:
+        """Puts `params` into lane 0, and lets the model run with this lane alone."""
+        self._lanes.active = 1
+        self._bank.load(0, params)
+
     def evaluate(
         self, params: Params, data: Examples, rows: Tensor | None = None, depth: int | None = None
     ) -> Evaluation:
@@ -91,8 +96,7 @@ class Evaluator:
     ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
         """Batch by batch: rows, their outputs at each of `exits` (see `SharedModel.outputs`), and their targets."""
         cached = self.cached(data)
-        self._lanes.active = 1
-        self._bank.load(0, params)
+        self.load(params)
         rows = torch.arange(len(data)) if rows is None else rows
         for batch in rows.split(self.batch_rows):
             prepare(cached.inputs, batch)

@@ -21,7 +21,7 @@ from fedelta.engine.recompute import recomputing
 from fedelta.engine.tokens import Unpadded, ways_without_padding
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
-from fedelta.models.frozen import FrozenLinears, RowCount, are_many, gains
+from fedelta.models.frozen import FrozenLinears, RowCount, gains
 from fedelta.models.halves import in_float32
 from fedelta.models.hub import Backbone
 from fedelta.models.unpadded import attending_within_rows
@@ -77,7 +77,8 @@ class SharedModel:
         self._prefix = None
         if gains(backbone.module):
             # A context costs time in every call of PyTorch.
-            self._has_frozen = are_many(samples_per_step * self._rows_per_sample(lanes, train))
+            num_rows = samples_per_step * self._rows_per_sample(lanes, train)
+            self._has_frozen = gains(backbone.module, num_rows)
         if cache_bytes:
             sample = train.inputs.fetch(torch.arange(min(2, len(train))))
             self._prefix = find_prefix(backbone, spec, lanes, self._to_device(sample))

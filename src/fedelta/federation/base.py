@@ -16,6 +16,8 @@ from fedelta.aggregation.means import Uniform, UniformDeltas
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
+from fedelta.federation.forms import Forms
+from fedelta.federation.pairs import Pairs
 from fedelta.federation.records import Attendance, Rejection, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec
@@ -57,6 +59,25 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True)
+class Thorough:
+    """An evaluation that takes too long for every round, with measures that others lack.
+
+    Args:
+        evaluate: as that of `Federation`.
+        every: number of rounds between such evaluations; 0 for none before the last round.
+        at_the_end: whether the last round has one.
+    """
+
+    evaluate: Callable[[Params], Evaluation | None]
+    every: int
+    at_the_end: bool = True
+
+    def is_due(self, round: int, *, is_last: bool) -> bool:
+        """Whether this round has one."""
+        return (is_last and self.at_the_end) or bool(self.every and round % self.every == 0)
+
+
+@dataclass(frozen=True)
 class Federation:
     """Everything that stays the same from round to round.
 
@@ -72,6 +93,7 @@ class Federation:
         effective_steps: number of examples of a client to `Update.effective_steps`. The server computes it, because a
             number from the client could not be checked.
         evaluate_every: number of rounds between evaluations; the last round is always evaluated.
+        thorough: takes the place of `evaluate` in some rounds; None: in none.
         byte_budget: the run ends after the round in which its payloads reach this many bytes; None for no limit.
         tiers: which client holds which tensors; None if every client holds all of them.
         has_plugin: whether strategy or mean are from a plug-in, so that their results are checked (contract.py).
@@ -79,6 +101,7 @@ class Federation:
         site_of: client id to its site; empty if clients run on this machine.
         privacy: what is guaranteed, and how it is counted; None: nothing.
         central: adds the noise of client-level privacy; None: the server adds none.
+        pairs: the low-rank pairs of the model, and how they are combined; None: as all other tensors.
         replies_once: whether the runtime gives no client's reply twice, as one on this machine does; a reply then
             counts as soon as it is its turn.
 
@@ -96,6 +119,7 @@ class Federation:
     evaluate: Callable[[Params], Evaluation | None] | None
     effective_steps: Callable[[int], float]
     evaluate_every: int = 1
+    thorough: Thorough | None = None
     byte_budget: int | None = None
     tiers: Tiers | None = None
     has_plugin: bool = False
@@ -104,6 +128,7 @@ class Federation:
     privacy: Guarantee | None = None
     central: Central | None = None
     replies_once: bool = False
+    pairs: Pairs | None = None
 
     def __post_init__(self) -> None:
         if self.central is not None and (problems := _not_private(self)):
@@ -132,6 +157,15 @@ class Federation:
         """Every tensor that can travel: what is tuned, and what the strategy sends in addition."""
         steering = self.strategy.steering
         return self.spec if steering is None else steering.extend(self.spec)
+
+    @cached_property
+    def forms(self) -> Forms:
+        """The forms of the payloads of the run."""
+        return Forms(self.wire)
+
+    def rank_of(self, client_id: int) -> int | None:
+        """The rank of a client's pairs; None if all clients have that of the server."""
+        return None if self.pairs is None else self.pairs.ranks.get(client_id)
 
     @cached_property
     def in_order(self) -> Sequence[int]:

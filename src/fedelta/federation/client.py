@@ -11,7 +11,7 @@ trained in other processes; what their clients keep stays here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, repeat
@@ -29,8 +29,10 @@ from fedelta.engine.packs import packs_of
 from fedelta.engine.threads import arithmetic_threads, computed_with
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
+from fedelta.federation.forms import Form, Forms
 from fedelta.federation.memory import Drift, Memories, Memory
 from fedelta.federation.packs import Answer, Pack
+from fedelta.federation.pairs import Pairs
 from fedelta.federation.records import Fault, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, is_finite, select
@@ -52,6 +54,8 @@ class Site:
         seed: of the run; batch orders are streams of it.
         num_rounds: length of the run, for the learning-rate schedule.
         start: initial values of the tensors that never travel.
+        given: the tensors that every client has from the seed.
+        pairs: the low-rank pairs of the model, and how they are combined; None: as all other tensors.
         steering: the client's side of the strategy; None if it has none.
         tiers: the depth of each client; None if every client runs the whole model.
         memories: what clients keep between rounds.
@@ -74,11 +78,18 @@ class Site:
     threads: int | None = None
     privacy: SitePrivacy | None = None
     test: Examples | None = None
+    given: Params = field(default_factory=dict)
+    pairs: Pairs | None = None
 
     @cached_property
     def wire(self) -> ParamSpec:
         """Every tensor that can travel, as `Federation.wire`."""
         return self.engine.spec if self.steering is None else self.steering.extend(self.engine.spec)
+
+    @cached_property
+    def forms(self) -> Forms:
+        """The forms of the payloads of the run."""
+        return Forms(self.wire)
 
     @cached_property
     def blank(self) -> Memory:
@@ -159,7 +170,9 @@ class Site:
             payload = pack.payloads[client_id]
             try:
                 if payload not in decoded:
-                    decoded[payload], _ = decode(payload, self.wire, self.channel.down)
+                    form = self.forms.form_in(payload)
+                    narrow, _ = decode(payload, self.forms.spec_of(form), self.channel.down)
+                    decoded[payload] = self.forms.widened(narrow, form)
                 under_way[client_id] = _work(self, pack, client_id, decoded[payload])
             except PayloadError as error:
                 fault = Fault(f"the client cannot use its download: {error.message}")
@@ -185,6 +198,17 @@ class Site:
         """See `Runtime.restore`."""
         self.memories.restore(folder, mark)
 
+    def moving(self, held: Collection[str], round: int) -> frozenset[str] | None:
+        """Those of a client's tensors that it trains in `round`; None for all."""
+        resting = frozenset() if self.pairs is None else self.pairs.resting(round)
+        return frozenset(held) - resting if resting else None
+
+    def staying(self, held: Sequence[str], upload: Collection[str], round: int) -> tuple[str, ...]:
+        """Those of a client's tensors that it must keep after `round`, because it does not send them."""
+        if self.pairs is None:
+            return tuple(name for name in held if name not in upload)
+        return self.pairs.staying(held, upload, round)
+
     def held(self, client_id: int) -> tuple[str, ...]:
         """Names of the tensors that the client trains: all, or those of the blocks that it runs."""
         names = self.engine.spec.names
@@ -199,11 +223,13 @@ class _Work:
         job: the training job.
         received: the decoded download.
         memory: the client's memory before the round.
+        form: of its upload: that of its download, without what is carried.
     """
 
     job: Job
     received: Params
     memory: Memory
+    form: Form
 
 
 def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
@@ -214,7 +240,9 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
     """
     memory, held = pack.memories[client_id], site.held(client_id)
     # A download replaces an older anchor.
-    anchors = {name: drift.anchor for name, drift in memory.adrift.items()} | received | memory.local_only
+    adrift = {name: drift.anchor for name, drift in memory.adrift.items()}
+    form = site.forms.form_in(pack.payloads[client_id])
+    anchors = site.forms.limited(site.given, form) | adrift | received | memory.local_only
     if lacking := [name for name in held if name not in anchors]:
         raise PayloadError(
             f"{len(lacking)} of {len(held)} tensors are neither in the download nor kept from an earlier round, "
@@ -245,13 +273,14 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
         augmentation=epochs("augmentation"),
         skip=skip,
         local={name: memory.adrift[name].value for name in held if name in memory.adrift and name not in received},
-        kept=tuple(name for name in held if name not in pack.upload[client_id]),
+        kept=site.staying(held, pack.upload[client_id], pack.round),
         offset={} if site.steering is None else site.steering.offset(received, memory.remembered),
         depth=None if site.tiers is None else site.tiers.depths[client_id],
+        moving=site.moving(held, pack.round),
         exits=stream(site.seed, "exits", pack.round, client_id) if site.engine.has_exits else None,
         noise_of_step=None if private is None else private.step_noise(pack.round, client_id),
     )
-    return _Work(job, received, memory)
+    return _Work(job, received, memory, Form(form.rank))
 
 
 def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) -> Answer:
@@ -263,14 +292,15 @@ def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) ->
     if site.steering is not None:
         step_length = lr * site.engine.client.effective_steps(num_examples)
         delta |= site.steering.beside(work.received, delta, step_length)
-    sent = select(delta, pack.upload[client_id])
+    sent = site.forms.narrowed(select(delta, pack.upload[client_id]), work.form)
     if site.channel.up.feeds_back:
         sent = _with_residual(sent, work.memory.residual)
     try:
-        payload, _ = encode(sent, site.wire, site.channel.up)
+        payload, _ = encode(sent, site.forms.spec_of(work.form), site.channel.up)
     except PayloadError as error:
         return Answer(Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error))))
-    unsent = {name: tensor.cpu() for name, tensor in trained.kept.items() if site.engine.spec.tensors[name].shared}
+    to_keep = frozenset(site.engine.spec.kept)
+    unsent = {name: tensor.cpu() for name, tensor in trained.kept.items() if name not in to_keep}
     if site.privacy is not None and site.privacy.is_local:  # a fault would tell about the data
         unsent = {name: tensor if is_finite(tensor) else work.job.anchor[name] for name, tensor in unsent.items()}
     if not all(map(is_finite, unsent.values())):
@@ -303,7 +333,8 @@ def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, pa
     previous, steering, feeds_back = work.memory, site.steering, site.channel.up.feeds_back
     local_only = {name: tensor.cpu() for name, tensor in trained.kept.items() if name not in unsent}
     # What the server decodes, so that server and client do not drift apart by the codec's rounding errors.
-    decoded = decode(payload, site.wire, site.channel.up)[0] if steering is not None or feeds_back else {}
+    spec = site.forms.spec_of(work.form)
+    decoded = decode(payload, spec, site.channel.up)[0] if steering is not None or feeds_back else {}
     return Memory(
         # A client whose statistics diverged goes on with its previous ones.
         local_only=local_only if all(map(is_finite, local_only.values())) else previous.local_only,

@@ -21,6 +21,7 @@ from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
 from fedelta.federation.form import LARGEST_FLOAT32, safe_repr, well_formed, whole_number
+from fedelta.federation.forms import Form
 from fedelta.federation.records import Claim, Rejection, Reply, Transfer
 from fedelta.params import Params, add, rough_norm, select
 from fedelta.seeds import stream
@@ -84,9 +85,14 @@ class Intake:
         )
         self._running = federation.aggregation.start(federation.wire)
         self._measured = federation.aggregation.of_statistics.start(federation.wire)
+        self._anchors, self._joining = standing.params, None
+        if federation.pairs is not None and (federation.pairs.method.joins or federation.pairs.ranks):
+            self._anchors = federation.pairs.as_decoded(standing.params, federation.channel.down)
+            self._joining = federation.pairs.joining(federation.aggregation, standing.params, self._anchors)
+        self._carried: Params = {}  # new values of what is carried beside the pairs of LoRA
         self._num_senders: Counter[str] = Counter()  # tensor name to the number of accepted replies that hold it
         self._updates: list[Update] = []  # filled only if the strategy reads single updates
-        self._decoder = Decoder(federation.wire, federation.channel.up)
+        self._decoders: dict[int | None, Decoder] = {}  # by the rank of clients
 
     @property
     def clipping_norm(self) -> float | None:
@@ -131,6 +137,7 @@ class Intake:
         if federation.has_plugin:
             check_update(federation, (state, params), result, combined, round)
         params, state = result
+        params = params | self._carried
         if not self._statistics:
             return params, state
         measured = self._measured.finish(stream(federation.seed, "statistics", round))
@@ -148,7 +155,10 @@ class Intake:
         if federation.has_plugin:
             check_mean(federation, mean, self.averaged - self._statistics, round)
         mean = select(mean, self._averageable(mean, federation.aggregation))
-        return CombinedUpdates(mean, client_ids, tuple(self._updates))
+        if self._joining is None:
+            return CombinedUpdates(mean, client_ids, tuple(self._updates))
+        joined, self._carried = self._joining.finish(federation.seed, round)
+        return CombinedUpdates(mean | joined, client_ids, tuple(self._updates), center=mean)
 
     def _run(self, runtime: Runtime, plan: RoundPlan, payloads: Mapping[int, bytes], waiting: _Waiting) -> None:
         for reply in runtime.run(plan, payloads):
@@ -231,6 +241,8 @@ class Intake:
         loss = None if self._federation.privacy is not None else reply.metrics["train_loss"]
         self.accepted.append(Accepted(update.client_id, update.num_examples, loss, size))
         (self._noising or self._running).add(trained)
+        if self._joining is not None:
+            self._joining.add(trained)
         if self._federation.strategy.reads == "each" and self._noising is None:
             self._updates.append(trained)
 
@@ -244,11 +256,18 @@ class Intake:
         if reply.fault is not None:
             raise PayloadError(reply.fault.reason)
         federation, asked = self._federation, self._plan.upload[reply.client_id]
-        delta, groups, flat = self._decoder.decode(reply.payload)
+        rank = federation.rank_of(reply.client_id)
+        form = Form() if rank is None else Form(rank)
+        spec = federation.forms.spec_of(form)
+        if rank not in self._decoders:
+            self._decoders[rank] = Decoder(spec, federation.channel.up)
+        delta, groups, flat = self._decoders[rank].decode(reply.payload)
         size = None if flat is None else rough_norm({"flat": flat})
         # The decoder gives the shapes of the specification, and a norm is finite only if all numbers are.
         if size is None or not math.isfinite(size) or tuple(delta) != asked:
-            federation.wire.check(delta, asked)
+            spec.check(delta, asked)
+        if rank is not None and federation.pairs is not None:
+            delta = federation.pairs.padded(delta, self._anchors)
         num_examples = min(reply.num_examples, federation.strategy.max_examples)
         steps = federation.effective_steps(num_examples)
         return Update(reply.client_id, num_examples, delta, steps), groups, size

@@ -16,6 +16,7 @@ from fedelta.codecs.wire import encode
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.base import Federation, Standing, too_few
 from fedelta.federation.contract import check_plan, check_private_plan
+from fedelta.federation.forms import Form
 from fedelta.federation.records import LOST, Rejection, RoundOutcome, Transfer
 from fedelta.federation.replies import Accepted, Intake
 from fedelta.params import Params, ParamSpec, is_finite, select
@@ -72,6 +73,12 @@ def _plan(federation: Federation, standing: Standing) -> RoundPlan:
         check_plan(federation, plan, state, round)
     if federation.central is not None:
         check_private_plan(federation, plan)
+    return _fitted(federation, plan)
+
+
+def _fitted(federation: Federation, plan: RoundPlan) -> RoundPlan:
+    """`plan` with what low-rank aggregation changes, limited to what each client holds."""
+    plan = plan if federation.pairs is None else federation.pairs.adapted(plan)
     return plan if federation.tiers is None else federation.tiers.restrict(plan)
 
 
@@ -175,21 +182,22 @@ def _released(
 def _whole_download(federation: Federation, plan: RoundPlan, client_ids: Collection[int]) -> RoundPlan:
     """`plan`, in which these clients get every tensor that they hold."""
     whole = replace(plan, download={**plan.download, **dict.fromkeys(client_ids, federation.wire.shared)})
-    return whole if federation.tiers is None else federation.tiers.restrict(whole)
+    return _fitted(federation, whole)
 
 
 def _send(
     federation: Federation, plan: RoundPlan, tensors: Params, client_ids: Collection[int] | None = None
 ) -> tuple[dict[int, bytes], list[Transfer]]:
     """Encodes the download of each client (default: of the cohort); the same tensors are encoded once."""
-    encoded: dict[tuple[str, ...], tuple[bytes, dict[str, int]]] = {}
+    encoded: dict[tuple[tuple[str, ...], Form], tuple[bytes, dict[str, int]]] = {}
+    forms = {rank: federation.forms.form_of(tensors, rank) for rank in set(map(federation.rank_of, plan.cohort))}
     payloads: dict[int, bytes] = {}
     transfers = []
     for client_id in plan.cohort if client_ids is None else sorted(client_ids):
-        names = plan.download[client_id]
-        if names not in encoded:
-            encoded[names] = _encode(plan.round, select(tensors, names), federation)
-        payloads[client_id], groups = encoded[names]
+        key = names, form = plan.download[client_id], forms[federation.rank_of(client_id)]
+        if key not in encoded:
+            encoded[key] = _encode(plan.round, select(tensors, names), federation, form)
+        payloads[client_id], groups = encoded[key]
         transfers.append(Transfer(plan.round, client_id, "down", len(payloads[client_id]), groups))
     return payloads, transfers
 
@@ -202,9 +210,10 @@ def _arrived(first: Sequence[Transfer], second: Sequence[Transfer], unreached: C
     return sorted(arrived, key=lambda download: download.client_id)
 
 
-def _encode(round: int, tensors: Params, federation: Federation) -> tuple[bytes, dict[str, int]]:
+def _encode(round: int, tensors: Params, federation: Federation, form: Form) -> tuple[bytes, dict[str, int]]:
+    forms = federation.forms
     try:
-        return encode(tensors, federation.wire, federation.channel.down)
+        return encode(forms.narrowed(tensors, form), forms.spec_of(form), federation.channel.down)
     except PayloadError as error:
         raise RoundError(f"round {round}: {error.message}", hint=error.hint or _DIVERGED_HINT) from error
 
@@ -251,9 +260,13 @@ def _evaluation(federation: Federation, params: Params, round: int, *, is_last: 
     Raises:
         RoundError: a measure is not finite.
     """
-    if federation.evaluate is None or not (is_last or round % federation.evaluate_every == 0):
+    evaluate, thorough = federation.evaluate, federation.thorough
+    is_due = is_last or round % federation.evaluate_every == 0
+    if thorough is not None and thorough.is_due(round, is_last=is_last):
+        evaluate, is_due = thorough.evaluate, True
+    if evaluate is None or not is_due:
         return None
-    evaluation = federation.evaluate(params)
+    evaluation = evaluate(params)
     if evaluation is not None and (name := evaluation.not_finite):
         value = evaluation.measures[name]
         raise RoundError(f"round {round}: the evaluation's `{name}` is {value}.", hint=_DIVERGED_HINT)

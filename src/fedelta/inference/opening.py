@@ -16,6 +16,7 @@ from fedelta.federation.memory import Memories
 from fedelta.inference.adapter import SavedAdapter, read_adapter
 from fedelta.inference.adapter_settings import read_settings, refuse_other_settings
 from fedelta.inference.directory import SETTINGS
+from fedelta.inference.folding import folded_pairs
 from fedelta.inference.layout import is_pair
 from fedelta.inference.objects import base_of
 from fedelta.inference.translate import placed
@@ -156,7 +157,8 @@ def refuse_changed(run: Path) -> None:
         checkpoint = None
     if checkpoint is not None:
         refuse(f"run {str(run)!r}", changed_files(run, checkpoint.origin))
-        refuse_other_adapter(run / rundir.ADAPTER, checkpoint.params, read_adapter(run / rundir.ADAPTER).params)
+        trained, _ = folded_pairs(checkpoint.params)
+        refuse_other_adapter(run / rundir.ADAPTER, trained, read_adapter(run / rundir.ADAPTER).params)
         refuse_other_settings(run / rundir.ADAPTER / SETTINGS, checkpoint.origin)
 
 

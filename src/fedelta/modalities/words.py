@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -72,15 +73,7 @@ class Words:
     @classmethod
     def for_model(cls, model: ModelFiles) -> Words:
         """Words with the tokenizer beside the model; errors as for `Texts.for_model`."""
-        texts = Texts.for_model(model)
-        if "Roberta" in type(texts.tokenizer).__name__ or "GPT2" in type(texts.tokenizer).__name__:
-            from transformers import AutoTokenizer
-
-            # Otherwise a word in the middle of a text would be split as at its beginning.
-            with_spaces = AutoTokenizer.from_pretrained(model.place, add_prefix_space=True, trust_remote_code=False)
-            with_spaces.pad_token = texts.tokenizer.pad_token
-            texts = replace(texts, tokenizer=with_spaces)
-        return cls(texts)
+        return cls(Texts.for_model(model))
 
     @classmethod
     def card_note(cls, preparation: Preparation) -> str:  # noqa: ARG003 part of the protocol
@@ -120,10 +113,18 @@ class Words:
         """Unused: texts are not augmented."""
         return self.texts.black
 
+    @cached_property
+    def _gap(self) -> str:
+        """A space if the tokenizer needs it to split words as in a text, as byte-level ones do; otherwise empty."""
+        read = partial(self.texts.tokenizer, add_special_tokens=False)
+        in_a_text = read("a a")["input_ids"]
+        bare, spaced = (read(["a", word], is_split_into_words=True)["input_ids"] for word in ("a", " a"))
+        return " " if bare != in_a_text == spaced else ""
+
     def encode(self, texts: Sequence[Sequence[str]]) -> list[Split]:
         """The tokens of each list of words, at most `limit` of them."""
         encoded = self.texts.tokenizer(
-            [list(words) for words in texts],
+            [[*words[:1], *(f"{self._gap}{word}" if word else word for word in words[1:])] for words in texts],
             is_split_into_words=True,
             truncation=True,
             max_length=self.texts.limit,

@@ -18,9 +18,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 # oneDNN is used from so many rows and multiplications on. A call takes 10 microseconds more than one of MKL, and the
-# first with another number of rows a millisecond: with clients of many sizes and up to 1,088 rows it lost 7%.
-_MANY_ROWS = 1536
+# first with another number of rows a millisecond: with clients of many sizes and up to 1,088 rows of 193 features it
+# lost 7%. With a large matrix fewer rows are worth it: on a Llama of width 256, whose numbers of rows differ from step to
+# step, it won 8%, but 1% if the matrices of 256 x 256 were among them.
+_MANY_ROWS, _FEW_ROWS = 1536, 128
 _LARGE = 2**24
+_LARGE_MATRIX = 160_000
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -62,17 +65,17 @@ class RowCount(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def are_many(num_rows: float) -> bool:
-    """Whether products of so many rows are computed by oneDNN, if the matrices are large."""
-    return num_rows >= _MANY_ROWS
+def gains(module: nn.Module, num_rows: float = 2**12) -> bool:
+    """Whether `module` has a frozen linear layer on a CPU that `FrozenLinears` computes faster.
 
-
-def gains(module: nn.Module) -> bool:
-    """Whether `module` has a frozen linear layer on a CPU that `FrozenLinears` could compute faster."""
-    # With 4,096 rows it would be worth it.
+    Args:
+        module: any.
+        num_rows: of a training step. If these are many, an evaluation has more.
+    """
+    rows = int(num_rows) if num_rows < _MANY_ROWS else 2**12
     layers = (layer for layer in module.modules() if isinstance(layer, nn.Linear))
     tensors = (tensor for layer in layers for tensor in layer.parameters(recurse=False))
-    return any(not tensor.requires_grad and _may_be_large(tensor, 2**12) for tensor in tensors)
+    return any(not tensor.requires_grad and _may_be_large(tensor, rows) for tensor in tensors)
 
 
 def _frozen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -114,7 +117,7 @@ def _is_large(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def _may_be_large(weight: Tensor, num_rows: int) -> bool:
     return (
-        num_rows >= _MANY_ROWS
+        num_rows >= (_FEW_ROWS if weight.numel() >= _LARGE_MATRIX else _MANY_ROWS)
         # A tensor of a library, such as a quantised one, brings its own product.
         and type(weight) in {Tensor, nn.Parameter}
         and weight.dim() == 2

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional
 
+from fedelta.models.frozen import linear
+
 # Logits in memory at once; on a GPU, products of few rows would leave it idle.
 _CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26}
 IGNORED = -100  # as in transformers
@@ -89,14 +91,14 @@ class _TokenLosses(Function):
         with torch.autocast(hidden_PD.device.type, enabled=False):
             for start in range(0, len(hidden_PD), size):
                 part = slice(start, start + size)
-                logits_CV = functional.linear(hidden_PD[part].to(dtype), weight_VD, bias_V).float()
+                logits_CV = linear(hidden_PD[part].to(dtype), weight_VD, bias_V).float()
                 target_C1 = targets_P[part].unsqueeze(1)
                 total_C1 = logits_CV.logsumexp(1, keepdim=True)
                 losses_P[part] = (total_C1 - logits_CV.gather(1, target_C1)).squeeze(1)
                 if of_hidden_PD is not None:
                     of_logits_CV = logits_CV.sub_(total_C1).exp_()
                     of_logits_CV.scatter_add_(1, target_C1, -torch.ones_like(total_C1))
-                    of_hidden_PD[part] = of_logits_CV.to(dtype) @ weight_VD
+                    of_hidden_PD[part] = linear(of_logits_CV.to(dtype), weight_VD.T)
         ctx.save_for_backward(of_hidden_PD)
         return losses_P
 

@@ -126,6 +126,22 @@ class History:
         """Round and primary measure, of every evaluated round."""
         return [(record["round"], record["measures"][self.primary.name]) for record in self.evaluated]
 
+    @cached_property
+    def shares(self) -> tuple[Measure, ...]:
+        """The fractions that a run has where the primary measure is none, such as how many answers are right."""
+        known = {name for record in self.evaluated for name in record["measures"]}
+        known |= set() if self.details is None else self.details.measures.keys()
+        fractions = [measure for measure in self.task.measured.values() if measure.is_fraction]
+        return () if self.primary.is_fraction else tuple(measure for measure in fractions if measure.name in known)
+
+    def curve_of(self, measure: Measure) -> list[tuple[int, float]]:
+        """Round and measure, of every evaluated round that has it."""
+        return [
+            (record["round"], record["measures"][measure.name])
+            for record in self.evaluated
+            if measure.name in record["measures"]
+        ]
+
     @property
     def losses(self) -> list[tuple[int, float]]:
         """Round and loss, of every evaluated round."""

@@ -52,6 +52,18 @@ def measure_figure(runs: Sequence[History]) -> Figure:
         return figure
 
 
+def share_by_round(runs: Sequence[History], measure: Measure) -> Figure:
+    """A fraction that runs have beside their primary measure, against the round."""
+    with style():
+        figure, axes = single()
+        for index, run in enumerate(runs):
+            if curve := run.curve_of(measure):
+                line(axes, [(round, in_unit(value, measure)) for round, value in curve], index, label=run.name)
+        axes.set(xlabel="Round", ylabel=axis_title(measure.label, measure), ylim=(0, 101))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        return figure
+
+
 def loss_by_round(runs: Sequence[History]) -> Figure:
     """Test loss (strong) and training loss (faint) of runs with the same loss, against the round."""
     with style():

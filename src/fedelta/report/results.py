@@ -9,7 +9,7 @@ from typing import ClassVar
 from fedelta.record.history import History
 from fedelta.record.numbers import capitalised, count, size
 from fedelta.report.elements import Line, Picture, legend, picture
-from fedelta.report.plots import bytes_by_group, loss_by_round, measure_by_round, measure_by_traffic
+from fedelta.report.plots import bytes_by_group, loss_by_round, measure_by_round, measure_by_traffic, share_by_round
 
 _FULL = "Dotted: where full fine-tuning in float32 would be after its first three rounds."
 _SYNCED = "Strong: rounds in which all groups were averaged; faint: all rounds."
@@ -51,6 +51,17 @@ def _curves(runs: Sequence[History]) -> list[Picture]:
             measure_by_traffic(runs), "b", f"{measure} against traffic", says=f"{measure} against MiB sent", note=full
         ),
         picture(loss_by_round(runs), "c", f"{loss} against rounds"),
+        *_shares(runs),
+    ]
+
+
+def _shares(runs: Sequence[History]) -> list[Picture]:
+    """The curves of fractions beside the primary measure, of those that some run has more than once."""
+    measures = dict.fromkeys(measure for run in runs for measure in run.shares)
+    drawn = [measure for measure in measures if any(len(run.curve_of(measure)) > 1 for run in runs)]
+    return [
+        picture(share_by_round(runs, measure), f"s{index}", f"{capitalised(measure.label)} against rounds")
+        for index, measure in enumerate(drawn)
     ]
 
 

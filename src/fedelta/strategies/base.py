@@ -136,12 +136,15 @@ class CombinedUpdates:
         client_ids: ids of the accepted clients, ascending.
         updates: the single updates, by ascending client id, if the strategy reads "each"; else empty.
         noised: what is known of the noise; None without client-level privacy, with which `updates` are empty.
+        center: the mean of every tensor for itself, from which distances of clients are measured; None: `mean`. With
+            low-rank aggregation the pairs in `mean` are not the mean of those of the clients.
     """
 
     mean: Params
     client_ids: tuple[int, ...]
     updates: tuple[Update, ...] = ()
     noised: Noised | None = None
+    center: Params | None = None
 
 
 class Steering(Protocol):

@@ -233,11 +233,12 @@ def _names_of(spec: ParamSpec, chosen: Tensor) -> tuple[str, ...]:
 def _squared_distances(aggregation: Aggregation, combined: CombinedUpdates, spec: ParamSpec) -> Tensor:
     """sum_i p_i ||u_l - x_l^i||^2 of each group [G], float64; zero for groups that were not sent."""
     running = aggregation.of_statistics.start(spec)
+    center = combined.mean if combined.center is None else combined.center
     for update in combined.updates:
         distances = {
-            name: (combined.mean[name] - delta).double().square().sum()
+            name: (center[name] - delta).double().square().sum()
             for name, delta in update.delta.items()
-            if name in combined.mean
+            if name in center
         }
         running.add(replace(update, delta=distances))
     totals = dict.fromkeys(spec.sizes, 0.0)

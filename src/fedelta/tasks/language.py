@@ -78,6 +78,8 @@ class Language(Settings):
         template: how a dialogue becomes a text: "auto" for the tokenizer's chat template, or the plain one if it has
             none; "plain" for the plain one; or a chat template in Jinja.
         num_answers: how many test prompts are answered when the run ends, spread over the test set; 0 for none.
+        answers_every: number of rounds between further answers, and the last round has some too, so that exact match
+            and ROUGE-L have curves; 0 for answers only when the run has ended.
         max_new_tokens: of such an answer.
     """
 
@@ -85,6 +87,7 @@ class Language(Settings):
     train_on: Literal["response", "all"] = "response"
     template: str = Field(default="auto", min_length=1)
     num_answers: int = Field(default=64, ge=0)  # our choice: a standard error of 0.06 for an exact match of one half
+    answers_every: int = Field(default=0, ge=0)  # our choice: answers take longer than all other measures
     max_new_tokens: int = Field(default=64, ge=1)  # our choice: answers of instruction data sets are mostly shorter
     primary: ClassVar[Measure] = LOSS
     loss: ClassVar[Measure] = LOSS
@@ -153,9 +156,10 @@ class Language(Settings):
         return Sums({LOSS.name: (float(outputs.double().sum()), float(targets.double().sum()))})
 
     def values(self, sums: Sums) -> dict[str, float]:
-        """Loss per token, and perplexity."""
+        """Loss per token, perplexity, and how good the answers are if there are any."""
         loss = sums.mean(LOSS.name)
-        return {LOSS.name: loss, PERPLEXITY.name: math.exp(min(loss, _MOST_NATS))}
+        answers = {name: sums.mean(name) for name in (EXACT_MATCH.name, ROUGE_L.name) if name in sums.totals}
+        return {LOSS.name: loss, PERPLEXITY.name: math.exp(min(loss, _MOST_NATS)), **answers}
 
     def details(
         self, answered: Iterable[Answered], class_names: Sequence[str], clients: Tensor | None = None

@@ -182,24 +182,28 @@ class LoraLinear(Wrapper):
         super().__init__(lanes, base)
         self.scale = scale
         self.lora_A, self.lora_B = _pair(lanes, base, rank, generator)
+        self.carried_A: nn.Parameter | None = None
+        self.carried_B: nn.Parameter | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, ..., I] to [N, ..., O]."""
         # Another method has wrapped the layer; or an answer is wanted, which shall be the same for the same row.
         if not is_linear(self.base) or is_quantised(self.base) or not torch.is_grad_enabled():
-            a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+            a, b = (factor.to(x.dtype) for factor in factors(self))
             return self.lanes.add_linear(self.base(x), self.lanes.linear(x, a), b, self.scale)
         parameters = dict(self.base.named_parameters(recurse=False))
         weight = parameters["weight"]
         frozen = weight.T if is_transposed(self.base) else weight, parameters.get("bias")
-        pair = self.lanes.used(self.lora_A), self.lanes.used(self.lora_B)
+        a, b = factors(self)
+        pair = self.lanes.used(a), self.lanes.used(b)
         return low_rank_linear(x, frozen, pair, scale=self.scale, entries=self.lanes.entries(x))
 
     def merged(self) -> nn.Module:
         """The frozen layer, with the product of lane 0 added to its weight in place; `self` if that is quantised."""
         if is_quantised(self.base):
             return self  # rounding to a few bits would take away as much as the pair has learned
-        weight, product_OI = self.base.get_parameter("weight"), (self.lora_B[0] @ self.lora_A[0]).detach()
+        a, b = factors(self)
+        weight, product_OI = self.base.get_parameter("weight"), (b[0] @ a[0]).detach()
         weight.data += self.scale * (product_OI.T if is_transposed(self.base) else product_OI)
         return self.base
 
@@ -212,15 +216,17 @@ class LoraConv(Wrapper):
         self.scale = scale
         self.stride, self.padding = base.stride, base.padding
         self.lora_A, self.lora_B = _pair(lanes, base, rank, generator)
+        self.carried_A: nn.Parameter | None = None
+        self.carried_B: nn.Parameter | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, I, H, W] to [N, O, H', W']."""
-        b_KOR = self.lora_B.flatten(2)
-        return add_pointwise(self.lanes, self.base(x), self._low(x), b_KOR, self.scale)
+        a_KRIMM, b_KOR11 = factors(self)
+        return add_pointwise(self.lanes, self.base(x), self._low(x, a_KRIMM), b_KOR11.flatten(2), self.scale)
 
-    def _low(self, x: Tensor) -> Tensor:
+    def _low(self, x: Tensor, a_KRIMM: Tensor) -> Tensor:
         """A * x, [N, R, H', W']; if all lanes have as many samples, they are the groups of one convolution."""
-        parts, a_ARIMM = self.lanes.split(x), self.lanes.used(self.lora_A)
+        parts, a_ARIMM = self.lanes.split(x), self.lanes.used(a_KRIMM)
         lanes, rank = a_ARIMM.shape[:2]
         if lanes == 1 or not self.lanes.are_even:
             pairs = zip(parts, a_ARIMM, strict=True)
@@ -231,9 +237,38 @@ class LoraConv(Wrapper):
 
     def merged(self) -> nn.Module:
         """The frozen layer, with the product of lane 0 added to its kernel in place."""
-        a_RIMM, b_OR = self.lora_A[0].detach(), self.lora_B[0].detach().flatten(1)
+        a_RIMM, b_OR = (factor[0].detach() for factor in factors(self))
+        b_OR = b_OR.flatten(1)
         self.base.get_parameter("weight").data += self.scale * torch.einsum("or,rimn->oimn", b_OR, a_RIMM)
         return self.base
+
+
+def factors(layer: LoraLinear | LoraConv) -> tuple[Tensor, Tensor]:
+    """A and B of every lane, followed by what is carried beside the pair, if there is space for it (`carry`)."""
+    if layer.carried_A is None or layer.carried_B is None:
+        return layer.lora_A, layer.lora_B
+    return torch.cat([layer.lora_A, layer.carried_A], dim=1), torch.cat([layer.lora_B, layer.carried_B], dim=2)
+
+
+def carry(module: nn.Module) -> None:
+    """Makes space, beside every pair in `module`, for whatever the frozen layer may change by (`carried_shapes`)."""
+    for layer in module.modules():
+        if isinstance(layer, LoraLinear | LoraConv):
+            pair = layer.lora_A, layer.lora_B
+            shapes = carried_shapes(*(tuple(factor.shape[1:]) for factor in pair))
+            layer.carried_A, layer.carried_B = (
+                lane_parameter(layer.lanes, factor.new_zeros(shape)) for factor, shape in zip(pair, shapes, strict=True)
+            )
+
+
+def carried_shapes(a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of a pair of full rank for the layer with a pair of these shapes, without the lane axis.
+
+    >>> carried_shapes((8, 64), (32, 8))
+    ((32, 64), (32, 32))
+    """
+    rank = min(b_shape[0], math.prod(a_shape[1:]))
+    return (rank, *a_shape[1:]), (b_shape[0], rank, *b_shape[2:])
 
 
 def takes_pair(layer: nn.Module) -> bool:

@@ -35,18 +35,23 @@ class SiteMeasures:
     num_exits: int = 0
     last: Mapping[str, OwnMeasures] = field(default_factory=dict)
 
-    def evaluate(self, params: Params) -> Evaluation | None:
-        """The measures over the test rows of all sites that answer; None if none does."""
-        evaluations = self._ask(params)
+    def evaluate(self, params: Params, *, with_answers: bool = False) -> Evaluation | None:
+        """The measures over the test rows of all sites that answer; None if none does.
+
+        Args:
+            params: of the server.
+            with_answers: whether a language model answers prompts, too.
+        """
+        evaluations = self._ask(params, with_answers=with_answers)
         if not evaluations:
             return None
         totals = [sums for sums, _ in evaluations.values()]
         added = [sum(at_exit, Sums()) for at_exit in zip(*totals, strict=True)]
         return self._evaluation(added)
 
-    def measure(self, params: Params) -> dict[str, Record]:
-        """Site to what its entry in the record gets, of the sites that answer."""
-        self._ask(params)
+    def measure(self, params: Params, *, with_answers: bool = False) -> dict[str, Record]:
+        """Site to what its entry in the record gets, of the sites that answer; arguments as for `evaluate`."""
+        self._ask(params, with_answers=with_answers)
         return self.records
 
     @property
@@ -54,11 +59,11 @@ class SiteMeasures:
         """Site to what its entry in the record gets, as it was last measured."""
         return {site: measures.as_record() for site, measures in self.last.items()}
 
-    def _ask(self, params: Params) -> dict[str, tuple[list[Sums], int]]:
+    def _ask(self, params: Params, *, with_answers: bool) -> dict[str, tuple[list[Sums], int]]:
         """The sums at each exit and the number of examples of each site whose answer can be used."""
         usable: dict[str, tuple[list[Sums], int]] = {}
         measures: dict[str, OwnMeasures] = {}
-        for site, manifest in sorted(self.remote.measure(params).items()):
+        for site, manifest in sorted(self.remote.measure(params, with_answers=with_answers).items()):
             try:
                 sums, num_examples = read_sums(manifest)
                 evaluation = self._evaluation(sums)

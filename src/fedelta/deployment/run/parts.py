@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
+from fedelta.assembly.answering import has_answers
 from fedelta.assembly.model import TunedModel, adopted_tuning, tiers_of
 from fedelta.assembly.origin import evaluated
 from fedelta.assembly.parts import Peaks
@@ -15,12 +16,12 @@ from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, protecting, strategy_of
 from fedelta.assembly.server_model import Bench, server_bench, server_model
 from fedelta.assembly.settling import with_task
-from fedelta.assembly.site import built
+from fedelta.assembly.site import built, thorough
 from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.data.sources import RawData
 from fedelta.deployment.run.measures import SiteMeasures
-from fedelta.federation.base import Federation
+from fedelta.federation.base import Federation, Thorough
 from fedelta.federation.records import RoundOutcome
 from fedelta.inference.adapter import read_adapter
 from fedelta.params import Params
@@ -114,14 +115,17 @@ class ServerParts:
         every = self.config.deployment.site_measures
         if self.bench is None:
             return {} if outcome.evaluation is None else self.sites.records
-        return self.sites.measure(outcome.params) if isinstance(every, int) and outcome.round % every == 0 else {}
+        is_last = outcome.round == self.federation.strategy.num_rounds
+        if not isinstance(every, int) or outcome.round % every:
+            return {}
+        return self.sites.measure(outcome.params, with_answers=is_last and has_answers(self.task))
 
     def at_the_end(self, params: Params, last: Record) -> Record:
         """What the sites measure of the finished model, unless they have done so in the last round."""
         is_known = self.bench is None or any("measures" in entry for entry in last.get("sites", ()))
         if is_known or self.config.deployment.site_measures == "never":
             return {}
-        measured = self.sites.measure(params)
+        measured = self.sites.measure(params, with_answers=has_answers(self.task))
         return {AT_THE_END: measured} if measured else {}
 
 
@@ -199,10 +203,25 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     )
     randomness = Seeded(config.seed) if basis.key is None else Secret(basis.key).below("server")
     federation = protecting(federation, guarantee, randomness)
-    federation = replace(federation, attendance=remote.attendance, site_of=roster.site_of)
+    federation = replace(
+        federation,
+        thorough=_thorough(config.task, sites, bench),
+        attendance=remote.attendance,
+        site_of=roster.site_of,
+    )
     return ServerParts(
         basis.config, config.task, model, federation, roster, class_names, sites, bench, basis.key
     ), remote
+
+
+def _thorough(task: Task, sites: SiteMeasures, bench: Bench | None) -> Thorough | None:
+    """The evaluation in which a language model answers prompts, too.
+
+    If the sites measure, the last round has it in any case: nothing else measures the finished model's answers.
+    """
+    if bench is not None:
+        return thorough(task, bench.evaluate_with_answers)
+    return Thorough(partial(sites.evaluate, with_answers=True), task.answers_every) if has_answers(task) else None
 
 
 def needs_key(config: Config) -> bool:

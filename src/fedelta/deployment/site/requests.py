@@ -142,10 +142,12 @@ class Evaluate(Manifest):
     Args:
         round: that has ended.
         clients: of the site; if they keep tensors that never travel, each is measured with its own.
+        with_answers: whether a language model answers prompts, too.
     """
 
     round: Whole
     clients: Annotated[list[ClientVersion], Field(max_length=_MAX_CLIENTS)] = []
+    with_answers: bool = False
 
 
 class Finish(Manifest):

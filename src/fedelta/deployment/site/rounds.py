@@ -152,16 +152,18 @@ def evaluated(deployed: Deployed, store: MemoryStore, request: Evaluate, blobs: 
     """
     site = deployed.site
     params, _ = decode(bytes(indexed(blobs, 0, "blob")), site.wire, Cast())
-    if lacking := [name for name in site.engine.spec.shared if name not in params]:
+    spec = site.engine.spec
+    wanted = [name for name in spec if name in spec.shared or name in spec.received]
+    if lacking := [name for name in wanted if name not in params]:
         raise PayloadError(f"a model to be measured lacks {len(lacking)} tensors, first `{lacking[0]}`.")
-    params = select(params, site.engine.spec.shared)
+    params = site.given | select(params, wanted)
     memories: dict[int, Memory] = {}
-    if site.engine.spec.kept:
+    if spec.kept:
         for client in request.clients:
             _check_client(deployed, client)
             memory = store.read(client.id, client.version) if client.version != NOTHING else None
             memories |= {} if memory is None else {client.id: memory}
-    sums, num_examples = deployed.sums(params, memories)
+    sums, num_examples = deployed.sums(params, memories, with_answers=request.with_answers)
     for at_exit in sums:
         if broken := [name for name, total in at_exit.totals.items() if not all(map(math.isfinite, total))]:
             raise RoundError(f"the model's `{broken[0]}` is not a finite number on this site's test rows.")

@@ -133,16 +133,17 @@ class Remote:
         self._post.look()
         return self._sheet.finished(self._round)
 
-    def measure(self, params: Params) -> dict[str, Mapping[str, Any]]:
+    def measure(self, params: Params, *, with_answers: bool = False) -> dict[str, Mapping[str, Any]]:
         """What each connected site measures of server params on its own test rows: the answers' manifests, by site.
 
         Args:
             params: of the server; the sites add the tensors that their clients keep.
+            with_answers: whether a language model answers prompts, too.
         """
-        names = [name for name in self._wire.shared if name in params]
+        names = [name for name in (*self._wire.shared, *self._wire.received) if name in params]
         payload, _ = encode(select(params, names), self._wire, Cast())
         sites = [site for site, profile in self._roster.profiles.items() if profile.num_test_examples]
-        talks = {site: partial(self._measuring, site, payload) for site in sites}
+        talks = {site: partial(self._measuring, site, payload, with_answers=with_answers) for site in sites}
         return {site: result for site, result in self._post.exchange(talks) if not isinstance(result, Miss)}
 
     def finish(self) -> None:
@@ -225,11 +226,11 @@ class Remote:
             return replace(reply, fault=replace(reply.fault, cause="site failed"))
         return reply
 
-    def _measuring(self, site: str, payload: bytes) -> Talk[Mapping[str, Any]]:
+    def _measuring(self, site: str, payload: bytes, *, with_answers: bool) -> Talk[Mapping[str, Any]]:
         """The talk that asks a site for its measures."""
         ids = sorted(self._roster.numbers[site].values())
         clients = [{"id": client_id, "version": self._versions.of(client_id)} for client_id in ids]
-        manifest = {"run": self._invitation.run, "round": self._round, "clients": clients}
+        manifest = {"run": self._invitation.run, "round": self._round, "clients": clients, "with_answers": with_answers}
         answer = yield from self._asking(site, Message("evaluate", manifest, (payload,)))
         return usable(answer, "evaluated")
 
