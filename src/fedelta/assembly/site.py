@@ -280,7 +280,7 @@ def details(
     models = _models(site, params)
     if watch is not None and len(models) > 1:
         raise InputError(
-            "there is no one model whose answers could be written: each client keeps its own norms.",
+            "there is no one model whose answers could be written: each client keeps tensors of its own.",
             hint="leave `--predictions` out, or use `fedelta predict --client`.",
         )
     with _threads_of(site):  # the bits of the last round's evaluation

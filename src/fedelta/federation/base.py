@@ -13,6 +13,7 @@ from torch import Generator
 
 from fedelta.aggregation.base import Aggregation
 from fedelta.aggregation.means import Uniform, UniformDeltas
+from fedelta.codecs.changes import Mirror
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
@@ -133,6 +134,11 @@ class Federation:
     def __post_init__(self) -> None:
         if self.central is not None and (problems := _not_private(self)):
             raise ConfigError(problems, hint="change these, or choose another `privacy.unit`.")
+        if self.pairs is not None and self.pairs.ranks and self.channel.down.feeds_back:
+            raise ConfigError(
+                [f"`codec.down.name` is {self.channel.down.name!r}, but the ranks of clients differ"],
+                hint="what a client of a lower rank gets is a part of the tensors: choose 'float16' for downloads.",
+            )
         if self.strategy.reads == "each" and self.aggregation.only_sums:
             raise ConfigError(
                 [_sums_problem(self.strategy, self.aggregation)],
@@ -231,6 +237,7 @@ class Standing:
         bytes_sent: payload bytes of these rounds, both directions.
         claimed: client id to the number of examples in its last accepted reply.
         privacy: what has been released.
+        mirror: what clients hold, if downloads carry changes; else empty.
     """
 
     params: Params
@@ -239,6 +246,7 @@ class Standing:
     bytes_sent: int = 0
     claimed: Mapping[int, int] = field(default_factory=dict)
     privacy: PrivacyState = field(default_factory=PrivacyState)
+    mirror: Mirror = field(default_factory=Mirror)
 
 
 def too_few(federation: Federation, plan: RoundPlan, num_usable: int, rejections: Sequence[Rejection]) -> RoundError:

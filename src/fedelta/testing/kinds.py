@@ -64,7 +64,8 @@ def _shortened(strategy: Any) -> Strategy:
 
 
 def _of_mean(subject: str, mean: Any, _models: Sequence[str]) -> list[Contract]:
-    strategy = _AVERAGED.model_copy(update={"mean": mean})
+    num_clients = min(5, max(_AVERAGED.clients_per_round, mean.min_values))
+    strategy = _AVERAGED.model_copy(update={"mean": mean, "clients_per_round": num_clients})
     return contracts_for(subject, means.MeanTrial(mean), means.CHECKS) + [
         _run(f"{subject} on {method.name!r}", strategy, (method, family)) for method, family in _TUNED
     ]

@@ -11,9 +11,10 @@ from tests.runtimes.remote.small_sites import SiteProgram, Small, link_of, remot
 
 from fedelta.aggregation.means import Clipped
 from fedelta.aggregation.robust import Median
+from fedelta.catalog import LOW_RANK
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
-from fedelta.codecs.quantize import Int8
+from fedelta.codecs.quantize import Integers
 from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
@@ -73,6 +74,12 @@ def assert_same(deployment: list[RoundOutcome], simulation: list[RoundOutcome]) 
         assert all(torch.equal(ours.state[name], theirs.state[name]) for name in theirs.state)
 
 
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_low_rank_aggregation_gives_the_bits_of_a_simulation_with_ranks_that_only_the_server_knows(name: str):
+    small = Small(FedAvg(**SIZES), aggregation=LOW_RANK[name](), ranks={0: 1, 1: 2, 2: 2, 3: 1})
+    assert_same(deployed(small), simulated(small))
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_gives_the_bits_of_a_simulation(name: str):
     small = Small(STRATEGIES[name])
@@ -103,8 +110,8 @@ KINDS = {
     "statistics of batch norms": Small(FedAvg(**SIZES), Parallel(), "small-resnet"),
     "local batch norms": Small(FedAvg(**SIZES), Parallel(), "small-resnet", batch_norm="local"),
     "full": Small(FedAvg(**SIZES), Full()),
-    "residuals": Small(FedAvg(**SIZES), channel=Channel(down=Cast(), up=Int8())),
-    "residuals and adrift": Small(STRATEGIES["fedlama-auto"], channel=Channel(down=Int8(), up=Int8())),
+    "residuals": Small(FedAvg(**SIZES), channel=Channel(down=Cast(), up=Integers())),
+    "residuals and adrift": Small(STRATEGIES["fedlama-auto"], channel=Channel(down=Integers(), up=Integers())),
     "tiers": Small(Scaffold(**SIZES), Accumulator(**EXITS), depths={0: 1, 1: 2, 2: 1, 3: 2}),
     "tiers and windows": Small(STRATEGIES["fedlama"], Accumulator(**EXITS), depths={0: 1, 1: 2, 2: 1, 3: 2}),
     "clipping": Small(FedAvg(**SIZES, mean=Clipped())),
