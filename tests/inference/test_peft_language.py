@@ -1,4 +1,4 @@
-"""Language models of every family that is in the table: q and v are trained by role, and stock PEFT reads the adapter."""
+"""Every family of language models in the table: q and v are trained by role, and stock PEFT reads the adapter."""
 
 from __future__ import annotations
 
