@@ -21,7 +21,7 @@ import torch
 from torch import Generator, Tensor
 
 from fedelta.codecs.channel import Channel
-from fedelta.codecs.wire import decode, encode
+from fedelta.codecs.wire import Form, Whole, decode, encode
 from fedelta.data.batches import Examples
 from fedelta.engine.filling import Chunk, chunks_of, fill
 from fedelta.engine.lanes import LaneEngine
@@ -29,7 +29,7 @@ from fedelta.engine.packs import packs_of
 from fedelta.engine.threads import arithmetic_threads, computed_with
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
-from fedelta.federation.forms import Form, Forms
+from fedelta.federation.forms import Forms
 from fedelta.federation.memory import Drift, Memories, Memory
 from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.pairs import Pairs
@@ -87,9 +87,9 @@ class Site:
         return self.engine.spec if self.steering is None else self.steering.extend(self.engine.spec)
 
     @cached_property
-    def forms(self) -> Forms:
+    def forms(self) -> Forms | Whole:
         """The forms of the payloads of the run."""
-        return Forms(self.wire)
+        return Whole(self.wire) if self.pairs is None else Forms(self.wire)
 
     @cached_property
     def blank(self) -> Memory:

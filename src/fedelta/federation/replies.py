@@ -16,12 +16,11 @@ from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
 from fedelta.aggregation.base import Aggregation, Update
-from fedelta.codecs.wire import Decoder
+from fedelta.codecs.wire import Decoder, Form
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
 from fedelta.federation.form import LARGEST_FLOAT32, safe_repr, well_formed, whole_number
-from fedelta.federation.forms import Form
 from fedelta.federation.records import Claim, Rejection, Reply, Transfer
 from fedelta.params import Params, add, rough_norm, select
 from fedelta.seeds import stream
