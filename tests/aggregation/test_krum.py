@@ -37,7 +37,11 @@ def test_krum_takes_the_update_with_the_closest_neighbours():
 def test_equal_updates_are_neighbours_of_each_other_and_not_of_themselves():
     # |x|^2 + |y|^2 - 2 x y in float32 would be negative or zero for large values that differ.
     values = (1e4, 1e4, 1e4 + 1, 1e4 + 2, -5.0)
-    assert scores(squared_distances([{"w": torch.tensor(value)} for value in values]), 1).tolist()[:3] == [0.0 + 1, 0.0 + 1, 1 + 1]
+    assert scores(squared_distances([{"w": torch.tensor(value)} for value in values]), 1).tolist()[:3] == [
+        0.0 + 1,
+        0.0 + 1,
+        1 + 1,
+    ]
     assert mean_of(Krum(), values) == 1e4
 
 

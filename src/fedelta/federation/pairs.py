@@ -8,7 +8,7 @@ nothing else has to be said to a client.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -48,7 +48,7 @@ class Pairs:
     method: LowRank
     spec: ParamSpec
     turn_rounds: int = 1
-    ranks: Mapping[int, int] = NO_RANKS
+    ranks: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
