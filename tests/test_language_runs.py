@@ -267,6 +267,11 @@ def test_options_that_do_not_go_together_are_refused(result, arguments: list[str
     assert problem in (str(done.exception) + done.output)
 
 
+def test_one_prompt_instead_of_a_list_is_a_misuse(result):
+    with pytest.raises(InputError, match="`prompts` is one text, expected a list of prompts"):
+        Predictor.open(result.path).generate("Hi?")
+
+
 def test_answers_have_curves_where_a_setting_asks_for_them(folder: Path):
     asked = ("strategy.num_rounds=5", "evaluate_every=4", "task.answers_every=3")
     run = experiment(folder, "llama", "", *asked).run(folder / "answers")

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from fedelta.codecs.base import Codec as Codec
     from fedelta.codecs.cast import Cast as Cast
     from fedelta.codecs.channel import Channel as Channel
-    from fedelta.codecs.quantize import Int8 as Int8
+    from fedelta.codecs.quantize import Integers as Integers
+    from fedelta.codecs.sign import Sign as Sign
+    from fedelta.codecs.sparse import RandomK as RandomK
+    from fedelta.codecs.sparse import TopK as TopK
     from fedelta.comparison.compare import compare as compare
     from fedelta.comparison.result import Comparison as Comparison
     from fedelta.config import Config as Config
@@ -137,7 +140,9 @@ _MODULES = {
     "codecs.base": ("Codec",),
     "codecs.cast": ("Cast",),
     "codecs.channel": ("Channel",),
-    "codecs.quantize": ("Int8",),
+    "codecs.quantize": ("Integers",),
+    "codecs.sign": ("Sign",),
+    "codecs.sparse": ("RandomK", "TopK"),
     "comparison.compare": ("compare",),
     "comparison.result": ("Comparison",),
     "config": ("Config", "load_config"),

@@ -100,7 +100,11 @@ CODECS = Registry(
         "float32": "fedelta.codecs.cast:Cast",
         "float16": "fedelta.codecs.cast:Cast",
         "bfloat16": "fedelta.codecs.cast:Cast",
-        "int8": "fedelta.codecs.quantize:Int8",
+        "int8": "fedelta.codecs.quantize:Integers",
+        "int4": "fedelta.codecs.quantize:Integers",
+        "sign": "fedelta.codecs.sign:Sign",
+        "top-k": "fedelta.codecs.sparse:TopK",
+        "random-k": "fedelta.codecs.sparse:RandomK",
     },
     _find_more,
 )

@@ -165,9 +165,8 @@ class Experiment:
     @cached_property
     def assembly(self) -> Assembly:
         """The objects of this experiment, built on first use."""
-        objects, backbone, data = self._objects, self._backbone, self._data
-        if objects is not None:
-            backbone, data = objects.parts(self.config)
+        objects = self._objects
+        backbone, data = (self._backbone, self._data) if objects is None else objects.parts(self.config)
         assembly = assemble(self.config, backbone=backbone, data=data, key=self._key)
         return assembly if objects is None else replace(assembly, metrics=objects.metrics)
 

@@ -53,9 +53,8 @@ def federate(
     Args:
         model: an `nn.Module`, which is copied: `forward` takes one tensor [B, ...], several, or those of a dictionary,
             and gives logits [B, C], or `loss` calls it; a model of transformers; or a name as in `model.source`.
-        clients: client name to its data, or one data set that `partition`, or `config.data.client_column`, divides.
-            Data are tensors (inputs [N, ...], labels [N]), a dictionary of tensors [N, ...], a
-            `torch.utils.data.Dataset` or a `datasets.Dataset`.
+        clients: client name to data, or one data set that `partition` divides. Data are tensors (inputs [N, ...],
+            labels [N]), a dictionary of tensors [N, ...], a `torch.utils.data.Dataset` or a `datasets.Dataset`.
         test: data in the same form, of all clients or by client name.
         tuning: section or name of the method; this and the next six are by default those of `config`.
         strategy: likewise; if `clients_per_round` is not set, all clients take part where there are fewer.
@@ -66,12 +65,12 @@ def federate(
         seed: of every random stream.
         config: all other sections.
         loss: `loss(model, batch)` gives the loss of each row [B] of a batch in the form of the data, or their mean [];
-            only with one number for each row do clients train side by side.
+            clients train side by side only if there is a number for each row.
         processor: see `Objects`, as for the next four.
         class_names: in label order.
         head: paths of what is newly trained.
-        collate: makes a batch of a list of rows.
-        metrics: further numbers for the summary.
+        collate: makes a batch of rows.
+        metrics: further numbers.
         out: a new run directory; by default `runs/federate`, with a number if that exists.
         resume: go on with the run in `out`, if it has begun.
         on_round: called after each round with its outcome and the ledger.
@@ -80,12 +79,11 @@ def federate(
         InputError: something given cannot be used; no run directory is left behind.
         RoundError: training failed; earlier rounds are kept.
     """
-    objects = Objects(model, clients, test, loss, processor, class_names, head, collate, metrics)
     methods = {"tuning": tuning, "strategy": strategy, "client": client, "task": task, "partition": partition}
     sections = {key: _section(key, value) for key, value in methods.items() if value is not None}
-    sections |= {} if codec is None else {"codec": _channel(codec)}
-    sections |= {} if seed is None else {"seed": seed}
+    sections |= ({} if codec is None else {"codec": _channel(codec)}) | ({} if seed is None else {"seed": seed})
     config = _with_cohort(config.model_copy(update=sections), clients)
+    objects = Objects(model, clients, test, loss, processor, class_names, head, collate, metrics)
     experiment = Experiment(config, objects, name="federate")
     if resume and out is not None and (Path(out) / CONFIG).is_file():
         return experiment.resume(out, on_round=on_round)

@@ -9,7 +9,8 @@ claimed number of examples would be a claimed share of the vote.
 
 Distances are over all tensors that the same clients sent, as for Krum (krum.py), in float64.
 
-Source: Pillutla, Kakade and Harchaoui 2022 (Robust Aggregation for Federated Learning, arXiv 1912.13445), smoothed Weiszfeld.
+Source: Pillutla, Kakade and Harchaoui 2022 (Robust Aggregation for Federated Learning, arXiv 1912.13445), smoothed
+Weiszfeld algorithm.
 
 Shapes: M updates.
 """

@@ -22,7 +22,6 @@ from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, check_cohort, protecting, strategy_of
 from fedelta.assembly.settling import adopting, settled
 from fedelta.assembly.site import build_site, details, evaluate, few_rows, read_data, thorough
-from fedelta.codecs.wire import encode
 from fedelta.config import Config, parse_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Clients
@@ -309,7 +308,7 @@ def _check_deadline(config: Config, federation: Federation, params: Params) -> N
     if federation.tiers is not None:
         downloads = federation.tiers.held(downloads)
     num_bytes = {
-        names: len(encode(select({**state, **params}, names), federation.wire, config.codec.down)[0])
+        names: len(config.codec.first_download(select({**state, **params}, names), federation.wire))
         for names in set(downloads.values())
     }
     times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in downloads.items())

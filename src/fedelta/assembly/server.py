@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from fedelta.aggregation.low_rank import paths_of
 from fedelta.assembly.model import work_of
-from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError
@@ -155,7 +154,7 @@ def strategy_of(config: Config, spec: ParamSpec, params: Params, num_clients: in
 
     def exchange_bytes(names: tuple[str, ...]) -> int:
         tensors = select(params, names)
-        return sum(len(encode(tensors, spec, codec)[0]) for codec in (config.codec.down, config.codec.up))
+        return len(config.codec.first_download(tensors, spec)) + len(config.codec.upload(tensors, spec))
 
     return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, exchange_bytes)
 

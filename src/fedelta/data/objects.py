@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import datasets
 
 # Any, in this file: rows of other libraries' data sets hold any type.
-Collate = Callable[[Sequence[Any]], Any]
+Collate = Callable[[list[Any]], Any]
 """Makes a batch of a list of rows, as `torch.utils.data.default_collate` and the collators of transformers do."""
 
 LABELS = ("labels", "label", "targets", "target", "y")

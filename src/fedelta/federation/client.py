@@ -21,7 +21,7 @@ import torch
 from torch import Generator, Tensor
 
 from fedelta.codecs.channel import Channel
-from fedelta.codecs.wire import Form, Whole, decode, encode
+from fedelta.codecs.wire import decode, encode
 from fedelta.data.batches import Examples
 from fedelta.engine.filling import Chunk, chunks_of, fill
 from fedelta.engine.lanes import LaneEngine
@@ -37,8 +37,8 @@ from fedelta.federation.records import Fault, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.privacy.local import SitePrivacy
-from fedelta.seeds import stream
-from fedelta.strategies.base import RoundPlan, Steering
+from fedelta.seeds import derive, stream
+from fedelta.strategies.base import Form, RoundPlan, Steering, Whole
 
 
 @dataclass(frozen=True)
@@ -167,13 +167,8 @@ class Site:
         under_way: dict[int, _Work] = {}
         # The longest first: a long client that began late would train alone in the end.
         for client_id in sorted(pack.payloads, key=lambda client_id: (-self.work_of(client_id), client_id)):
-            payload = pack.payloads[client_id]
             try:
-                if payload not in decoded:
-                    form = self.forms.form_in(payload)
-                    narrow, _ = decode(payload, self.forms.spec_of(form), self.channel.down)
-                    decoded[payload] = self.forms.widened(narrow, form)
-                under_way[client_id] = _work(self, pack, client_id, decoded[payload])
+                under_way[client_id] = _work(self, pack, client_id, _received(self, pack, client_id, decoded))
             except PayloadError as error:
                 fault = Fault(f"the client cannot use its download: {error.message}")
                 yield Answer(Reply(client_id, 0, b"", fault=fault))
@@ -213,6 +208,22 @@ class Site:
         """Names of the tensors that the client trains: all, or those of the blocks that it runs."""
         names = self.engine.spec.names
         return names if self.tiers is None else tuple(name for name in names if self.tiers.owns(client_id, name))
+
+
+def _received(site: Site, pack: Pack, client_id: int, decoded: dict[bytes, Params]) -> Params:
+    """The decoded download of a client.
+
+    Raises:
+        PayloadError: it cannot be decoded.
+    """
+    payload = pack.payloads[client_id]
+    if site.channel.sends_changes:  # what equal bytes mean depends on what the client holds
+        return decode(payload, site.wire, site.channel.reader(pack.memories[client_id].mirrored))[0]
+    if payload not in decoded:
+        form = site.forms.form_in(payload)
+        narrow, _ = decode(payload, site.forms.spec_of(form), site.channel.down)
+        decoded[payload] = site.forms.widened(narrow, form)
+    return decoded[payload]
 
 
 @dataclass(frozen=True)
@@ -293,10 +304,12 @@ def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) ->
         step_length = lr * site.engine.client.effective_steps(num_examples)
         delta |= site.steering.beside(work.received, delta, step_length)
     sent = site.forms.narrowed(select(delta, pack.upload[client_id]), work.form)
-    if site.channel.up.feeds_back:
+    if site.channel.feeds_back:
         sent = _with_residual(sent, work.memory.residual)
     try:
-        payload, _ = encode(sent, site.forms.spec_of(work.form), site.channel.up)
+        draws = derive(site.seed, "codec", "up", pack.round, client_id)
+        spec = site.forms.spec_of(work.form)
+        payload, _ = encode(sent, spec, site.channel.up, draws, compress=site.channel.compresses)
     except PayloadError as error:
         return Answer(Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error))))
     to_keep = frozenset(site.engine.spec.kept)
@@ -330,7 +343,7 @@ def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, pa
         payload: `sent`, encoded.
         unsent: trained values of the tensors that travel in a later round.
     """
-    previous, steering, feeds_back = work.memory, site.steering, site.channel.up.feeds_back
+    previous, steering, feeds_back = work.memory, site.steering, site.channel.feeds_back
     local_only = {name: tensor.cpu() for name, tensor in trained.kept.items() if name not in unsent}
     # What the server decodes, so that server and client do not drift apart by the codec's rounding errors.
     spec = site.forms.spec_of(work.form)
@@ -342,7 +355,13 @@ def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, pa
         # Cloned, because the anchor may be a view that keeps the whole download in memory.
         adrift={name: Drift(tensor, work.job.anchor[name].clone()) for name, tensor in unsent.items()},
         residual=previous.residual | {name: sent[name] - decoded[name] for name in sent} if feeds_back else {},
+        mirrored=previous.mirrored | _mirrored(site, work.received) if site.channel.sends_changes else {},
     )
+
+
+def _mirrored(site: Site, received: Params) -> Params:
+    """What the client holds of a download; exact, because mirrored values are numbers of float16."""
+    return {name: tensor.half() for name, tensor in received.items() if site.wire.tensors[name].trained}
 
 
 def _with_residual(delta: Params, residual: Params) -> Params:

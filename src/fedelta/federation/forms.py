@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fedelta.aggregation.carrying import is_dense, rows_in_use
 from fedelta.aggregation.low_rank import CARRIED, FACTORS, as_matrix, paths_of
-from fedelta.codecs.wire import ALL_ROWS, Form, fingerprint_in
+from fedelta.codecs.wire import fingerprint_in
 from fedelta.params import Params, ParamSpec, TensorSpec
+from fedelta.strategies.base import ALL_ROWS, Form
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
 from fedelta.aggregation.base import Aggregation, Update
-from fedelta.codecs.wire import Decoder, Form
+from fedelta.codecs.wire import Decoder
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
@@ -24,7 +24,7 @@ from fedelta.federation.form import LARGEST_FLOAT32, safe_repr, well_formed, who
 from fedelta.federation.records import Claim, Rejection, Reply, Transfer
 from fedelta.params import Params, add, rough_norm, select
 from fedelta.seeds import stream
-from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
+from fedelta.strategies.base import CombinedUpdates, Form, RoundPlan, State
 
 # Payloads beyond it wait in a file: a cohort of whole models may not fit into memory.
 _WAITING_BYTES = 256 * 2**20

@@ -149,8 +149,8 @@ class Predictor:
         Args:
             inputs: for a text model, texts. For an image model, any mixture of paths of image files, Pillow images and
                 uint8 tensors [C, H, W]. For a model tuned on recordings, any mixture of paths of sound files and pairs
-                of a float tensor [samples] or [channels, samples], in -1..1, and its sample rate in Hz. For a model that
-                was given as an object: what `transform` takes, or inputs in the form of the data's rows (Any).
+                of a float tensor [samples] or [channels, samples], in -1..1, and its sample rate in Hz. For a model
+                that was given as an object: what `transform` takes, or inputs in the form of the data's rows (Any).
             exit: number of the exit that answers, from 1; nothing above it is computed.
             confidence: each example is answered by the first exit with at least this confidence (for a classification:
                 the probability of one class), or else by the last; above 0, at most 1.
@@ -200,12 +200,14 @@ class Predictor:
             on_text: called with each piece of an answer as it comes; prompts are then answered one after the other.
 
         Raises:
-            InputError: the model is no language model.
+            InputError: the model is no language model, or `prompts` is one text.
             DataError: a prompt is empty, or leaves no room for an answer.
         """
         modality = self.backbone.modality
         if not isinstance(modality, Dialogues):
             raise InputError("this model gives no texts: it is no language model.", hint="use `predict`.")
+        if isinstance(prompts, str):
+            raise InputError("`prompts` is one text, expected a list of prompts.")
         wrong = [f"prompt {number} is empty" for number, prompt in enumerate(prompts, start=1) if not _has_text(prompt)]
         refuse_data("the prompts", wrong)
         dialogues = [[{"role": "user", "content": text}] if isinstance(text, str) else text for text in prompts]

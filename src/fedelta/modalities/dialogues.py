@@ -23,7 +23,7 @@ from fedelta.modalities.base import Certainty, Column, ColumnRule, ModelFiles
 from fedelta.modalities.settings import DialogueSettings, Preparation
 from fedelta.modalities.stores import REPLACE, in_chunks
 from fedelta.modalities.text import tokenizer_of
-from fedelta.modalities.turns import Messages, Template, problem_of
+from fedelta.modalities.turns import Messages, Template, ends_itself, problem_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -214,25 +214,32 @@ class Dialogues:
         """
         encoded: list[Encoded] = []
         problems: list[str] = []
+        num_ended = 0
         for values in column.chunks():
             numbers = column.numbers[len(encoded) : len(encoded) + len(values)].tolist()
             wrong = {number: problem_of(value) for number, value in zip(numbers, values, strict=True)}
             problems += [f"row {number} {problem}" for number, problem in wrong.items() if problem]
             encoded += [Encoded([], [])] * len(values) if problems else self.encode(values)
+            num_ended += 0 if problems else sum(map(ends_itself, values))
         refuse(column.origin, problems, hint=REPLACE)
         empty = [int(column.numbers[row]) for row, each in enumerate(encoded) if not any(each.is_target[1:])]
         refuse(column.origin, [f"row {number} has no token to train on" for number in empty], hint=REPLACE)
-        self._tell(column, encoded)
+        self._tell(column, encoded, num_ended)
         return StoredDialogues.of(encoded, self)
 
-    def _tell(self, column: Column, encoded: Sequence[Encoded]) -> None:
-        """Logs how many rows were too long."""
+    def _tell(self, column: Column, encoded: Sequence[Encoded], num_ended: int) -> None:
+        """Logs how many rows were too long, and how many bring a token that ends them."""
         cut = [each for each in encoded if each.num_cut]
         dropped = sum(each.num_dropped > 0 for each in encoded)
         where = f"{column.origin}: of {len(encoded):,} rows"
         limit = f"more than {self.limit} tokens (`data.max_length`)" if self.limit == self.max_length else (
             f"more than the {self.limit} tokens that the model can take"
         )  # fmt: skip
+        if num_ended:
+            logger.warning(
+                "%s, %s end in the token of some model that ends a text; it is left out, since the template writes that "
+                "of this model.", where, f"{num_ended:,}",
+            )  # fmt: skip
         if dropped:
             logger.warning("%s, %s have %s; the beginning of their prompts is left out.", where, f"{dropped:,}", limit)
         if cut:

@@ -90,7 +90,7 @@ class ByLoss:
 
 
 def outputs_of(module: nn.Module, output: object) -> Tensor:
-    """The logits in what a module returned: a tensor, the `logits` of a dictionary or an object, or the first of several.
+    """The logits that a module returned: a tensor, the `logits` of a dictionary or an object, or the first of several.
 
     Raises:
         ModelError: there are none.

@@ -19,6 +19,7 @@ from fedelta.errors import InputError
 from fedelta.settings import Context, Settings
 from fedelta.settings.paths import is_in_python
 from fedelta.tasks.base import Answer, Loader, Measure, Sums
+from fedelta.tasks.classification import LOADERS
 from fedelta.tasks.details import Answered, Details, by_client
 from fedelta.tasks.targets import ReadTargets, TargetColumn
 
@@ -91,8 +92,8 @@ class OwnLoss(Settings):
         return [f"{problem}; a loss function is given in Python: `fedelta.federate(model, clients, test, loss=...)`"]
 
     def loader(self, modality: str) -> Loader | None:
-        """None: the model is given as an object."""
-        return None
+        """A classifier: what any model with outputs is, if it is to be read from files."""
+        return LOADERS.get(modality)
 
     def num_outputs(self, class_names: Sequence[str]) -> int:
         """One: the loss of a row."""
@@ -120,8 +121,15 @@ class OwnLoss(Settings):
         return self
 
     def targets(self, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
-        """No targets."""
-        return ReadTargets(NoTargets(len(train.values)), None if test is None else NoTargets(len(test.values)), (), ())
+        """No targets; of a column, only that it holds something."""
+        columns = [train] if test is None else [train, test]
+        problems = [
+            f"{column.what}: column {column.name!r} holds nothing"
+            for column in columns
+            if all(value is None for value in column.values)
+        ]
+        rows = [NoTargets(len(column.values)) for column in columns]
+        return ReadTargets(rows[0], None if test is None else rows[1], (), (), tuple(problems))
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """What the function gave."""

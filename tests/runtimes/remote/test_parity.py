@@ -14,7 +14,7 @@ from fedelta.aggregation.robust import Median
 from fedelta.catalog import LOW_RANK
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
-from fedelta.codecs.quantize import Int8
+from fedelta.codecs.quantize import Integers
 from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
@@ -110,8 +110,8 @@ KINDS = {
     "statistics of batch norms": Small(FedAvg(**SIZES), Parallel(), "small-resnet"),
     "local batch norms": Small(FedAvg(**SIZES), Parallel(), "small-resnet", batch_norm="local"),
     "full": Small(FedAvg(**SIZES), Full()),
-    "residuals": Small(FedAvg(**SIZES), channel=Channel(down=Cast(), up=Int8())),
-    "residuals and adrift": Small(STRATEGIES["fedlama-auto"], channel=Channel(down=Int8(), up=Int8())),
+    "residuals": Small(FedAvg(**SIZES), channel=Channel(down=Cast(), up=Integers())),
+    "residuals and adrift": Small(STRATEGIES["fedlama-auto"], channel=Channel(down=Integers(), up=Integers())),
     "tiers": Small(Scaffold(**SIZES), Accumulator(**EXITS), depths={0: 1, 1: 2, 2: 1, 3: 2}),
     "tiers and windows": Small(STRATEGIES["fedlama"], Accumulator(**EXITS), depths={0: 1, 1: 2, 2: 1, 3: 2}),
     "clipping": Small(FedAvg(**SIZES, mean=Clipped())),
