@@ -10,6 +10,7 @@ import torch
 from tests.small import stop_after, write_small
 
 from fedelta.aggregation.low_rank import paths_of
+from fedelta.errors import CheckpointError
 from fedelta.evaluation import evaluate_adapter
 from fedelta.experiment import Experiment
 from fedelta.inference.adapter import read_adapter
@@ -50,7 +51,7 @@ def test_what_is_carried_is_in_the_adapter_and_the_run_measures_the_same(name: s
         assert rank > 2
         assert torch.allclose(pairs[f"{path}.lora_B"] @ pairs[f"{path}.lora_A"], b @ a + d @ c, atol=1e-5)
     measured = evaluate_adapter(result.path)
-    assert measured.measures["accuracy"] == result.summary["accuracy"]
+    assert measured.measures["accuracy"] == result.summary["final_accuracy"]
     # The scale of every layer is that of the run, 16 / 2 or 16 / sqrt 2.
     predictor = Predictor.open(result.path)
     scales = {module.scale for module in predictor.backbone.module.modules() if isinstance(module, LoraLinear)}
@@ -92,4 +93,16 @@ def test_a_client_of_a_run_with_local_factors_has_a_model_of_its_own(tmp_path: P
     ]
     assert factors[0].any()
     assert not factors[1].any()
-    assert evaluate_adapter(result.path).measures["accuracy"] == result.summary["accuracy"]
+    assert evaluate_adapter(result.path).measures["accuracy"] == result.summary["final_accuracy"]
+
+
+def test_a_run_is_not_resumed_with_other_ranks(tmp_path: Path):
+    ranks = tmp_path / "ranks.json"
+    ranks.write_text(json.dumps({str(client): 1 + client % 2 for client in range(6)}))
+    settings = [f"tuning.rank_by_client.file={ranks}", "aggregation.name=hlora"]
+    path = write_small(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        Experiment.from_toml(path, settings).run(tmp_path / "run", on_round=stop_after(1))
+    ranks.write_text(json.dumps({str(client): 2 - client % 2 for client in range(6)}))
+    with pytest.raises(CheckpointError, match="the ranks of the clients are not those that the run began with"):
+        Experiment.from_toml(path, settings).resume(tmp_path / "run")
