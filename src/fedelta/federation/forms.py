@@ -101,7 +101,7 @@ class Forms:
         spec = self.wire
         ranks = [spec.tensors[f"{path}.lora_A"].shape[0] for path in paths_of(spec)]
         space = max((spec.tensors[name].shape[_axis(name)] for name in spec.received), default=0)
-        for rank in (ALL_ROWS, *range(max(ranks) - 1, 0, -1)):
+        for rank in (ALL_ROWS, *range(max(ranks, default=1) - 1, 0, -1)):
             yield from (Form(rank, num) for num in range(space + 1))
             if space:
                 yield Form(rank, "dense")
