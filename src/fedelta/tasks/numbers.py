@@ -101,8 +101,9 @@ def _problems(column: TargetColumn) -> list[str]:
     values = [value for row in rows for value in row]
     kinds = sorted({type(value).__name__ for value in values if value is not None})
     words = [row for row, each in enumerate(rows) if any(isinstance(v, str) and not _is_number(v) for v in each)]
-    if kinds == ["str"] and 0 < 2 * len(words) < len(rows):
-        example, numbers = repr(rows[words[0]][0]), listed(words)
+    if "str" in kinds and 0 < 2 * len(words) < len(rows):
+        texts = [value for value in rows[words[0]] if isinstance(value, str) and not _is_number(value)]
+        example, numbers = repr(texts[0]), listed(words)
         return [
             f"{what} holds text such as {example} in {len(words)} rows: rows {numbers}; expected a number in each row"
         ]
