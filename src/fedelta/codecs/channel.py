@@ -114,8 +114,8 @@ class Channel(Settings):
             )
         if self.down.feeds_back:
             problems.append(
-                f"`codec.down.name` is {self.down.name!r}, but `aggregation.name` is {joining.name!r}, which multiplies "
-                f"the factors of each client and has to know what it started from; choose 'float16'"
+                f"`codec.down.name` is {self.down.name!r}, but `aggregation.name` is {joining.name!r}, which "
+                f"multiplies the factors of each client and has to know what it started from; choose 'float16'"
             )
         return problems
 

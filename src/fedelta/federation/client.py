@@ -29,7 +29,7 @@ from fedelta.engine.packs import packs_of
 from fedelta.engine.threads import arithmetic_threads, computed_with
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
-from fedelta.federation.forms import Form, Forms
+from fedelta.federation.forms import Forms
 from fedelta.federation.memory import Drift, Memories, Memory
 from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.pairs import Pairs
@@ -39,7 +39,7 @@ from fedelta.modalities.dialogues import StoredDialogues
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.privacy.local import SitePrivacy
 from fedelta.seeds import derive, stream
-from fedelta.strategies.base import RoundPlan, Steering
+from fedelta.strategies.base import Form, RoundPlan, Steering, Whole
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Site:
         return self.engine.spec if self.steering is None else self.steering.extend(self.engine.spec)
 
     @cached_property
-    def forms(self) -> Forms:
+    def forms(self) -> Forms | Whole:
         """The forms of the payloads of the run."""
-        return Forms(self.wire)
+        return Whole(self.wire) if self.pairs is None else Forms(self.wire)
 
     @cached_property
     def blank(self) -> Memory:
