@@ -35,6 +35,7 @@ from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.pairs import Pairs
 from fedelta.federation.records import Fault, Reply
 from fedelta.federation.tiers import Tiers
+from fedelta.modalities.dialogues import StoredDialogues
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.privacy.local import SitePrivacy
 from fedelta.seeds import derive, stream
@@ -149,9 +150,11 @@ class Site:
         return packs_of(work, lanes=self.engine.clients_at_once, places=self.places, depths=depths)
 
     def work_of(self, client_id: int) -> float:
-        """A client's work in a round: processed examples times blocks."""
-        num_processed = self.engine.client.num_processed(self.partition[client_id].shape[0])
-        return num_processed * (1 if self.tiers is None else self.tiers.depths[client_id])
+        """A client's work in a round: processed examples, or tokens of dialogues, times blocks."""
+        rows, inputs = self.partition[client_id], self.engine.inputs
+        num_processed = self.engine.client.num_processed(rows.shape[0])
+        size = float(inputs.num_tokens[rows].double().mean()) if isinstance(inputs, StoredDialogues) else 1
+        return num_processed * size * (1 if self.tiers is None else self.tiers.depths[client_id])
 
     def train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
         """Yields the answers of a pack's clients in the order in which they finish; changes no memory.

@@ -354,6 +354,11 @@ class StoredDialogues:
         }
 
     @cached_property
+    def num_tokens(self) -> Tensor:
+        """The number of tokens of each row, int64 of shape [N]."""
+        return self.ends.diff(prepend=self.ends.new_zeros(1))
+
+    @cached_property
     def num_targets(self) -> Tensor:
         """The number of tokens of each row that are trained on, int64 of shape [N]; the first is not predicted."""
         starts = self.ends.roll(1)

@@ -15,6 +15,7 @@ from fedelta.catalog import LOW_RANK
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.quantize import Integers
+from fedelta.codecs.sparse import TopK
 from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
@@ -101,7 +102,7 @@ def resumed(small: Small, folder: Path, after: int) -> list[RoundOutcome]:
     again.restore(folder, mark)
     last = outcomes[after - 1]
     num_bytes = sum(transfer.payload_bytes for outcome in outcomes[:after] for transfer in outcome.transfers)
-    standing = Standing(last.params, last.state, last.round, num_bytes, last.claimed)
+    standing = Standing(last.params, last.state, last.round, num_bytes, last.claimed, mirror=last.mirror)
     return [*outcomes[:after], *federate(small.federation(again), standing)]
 
 
@@ -116,6 +117,9 @@ KINDS = {
     "tiers and windows": Small(STRATEGIES["fedlama"], Accumulator(**EXITS), depths={0: 1, 1: 2, 2: 1, 3: 2}),
     "clipping": Small(FedAvg(**SIZES, mean=Clipped())),
     "median": Small(FedAvg(**SIZES, mean=Median())),
+    "changes": Small(Scaffold(**SIZES), channel=Channel(down=Integers(name="int4"), up=Integers(), entropy="zstd")),
+    "changes and exact uploads": Small(Scaffold(**SIZES), channel=Channel(down=Integers(name="int4"))),
+    "changes and windows": Small(STRATEGIES["fedlama"], channel=Channel(down=Integers(name="int4"), up=TopK(k=0.1))),
     "control variates in float16": Small(Scaffold(**SIZES), channel=Channel(down=Cast(name="float16"))),
 }
 
@@ -126,7 +130,10 @@ def test_whatever_clients_keep_or_send_gives_the_bits_of_a_simulation(kind: str)
     assert_same(deployed(small), simulated(small))
 
 
-@pytest.mark.parametrize("kind", ["local batch norms", "residuals and adrift", "tiers", "tiers and windows"])
+@pytest.mark.parametrize(
+    "kind",
+    ["local batch norms", "residuals and adrift", "tiers", "tiers and windows", "changes", "changes and windows"],
+)
 def test_a_server_that_goes_on_from_its_checkpoint_ends_in_the_same_bits(kind: str, tmp_path: Path):
     small = KINDS[kind]
     simulation = simulated(small)
@@ -143,7 +150,9 @@ def test_a_server_that_begins_anew_with_sites_that_know_more_ends_in_the_same_bi
     assert_same(outcomes, simulated(small))
 
 
-@pytest.mark.parametrize("kind", ["control variates", "tiers", "control variates in float16"])
+@pytest.mark.parametrize(
+    "kind", ["control variates", "tiers", "control variates in float16", "changes and exact uploads"]
+)
 def test_control_variates_survive_the_loss_of_a_sites_disk(kind: str, tmp_path: Path):
     small = KINDS[kind]
     link = link_of(small)
