@@ -114,9 +114,11 @@ def test_clients_of_lower_depth_and_rank_send_what_they_hold(name: str, tmp_path
     settings = [f"aggregation.name={name}", "tuning.name=exit-heads+lora", "strategy.num_rounds=2", *tiers]
     experiment = Experiment.from_toml(write_small(tmp_path), settings)
     federation = experiment.assembly.federation
-    assert federation.tiers is not None and federation.pairs is not None
+    assert federation.tiers is not None
+    assert federation.pairs is not None
     depths, ranks = federation.tiers.depths, federation.pairs.ranks
-    assert all(ranks[client] == depth for client, depth in depths.items()) and len(set(ranks.values())) == 2
+    assert all(ranks[client] == depth for client, depth in depths.items())
+    assert len(set(ranks.values())) == 2
     result = experiment.run(tmp_path / "run", writes_page=False)
     for record in map(json.loads, (result.path / "rounds.jsonl").read_text().splitlines()):
         assert not record["rejections"]
