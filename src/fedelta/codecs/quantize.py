@@ -38,7 +38,6 @@ from torch import Generator, Tensor
 from fedelta.codecs import halves
 from fedelta.codecs.base import Packed
 from fedelta.errors import PayloadError
-from fedelta.params import bytes_of
 from fedelta.seeds import stream
 from fedelta.settings import Settings
 
@@ -77,7 +76,9 @@ class Integers(Settings):
         for piece in _pieces(tuple(tensor.shape), self.group):
             matrix = piece.matrix(flat[piece.start : piece.start + piece.numel])
             scales, exponent = _scales(name, matrix, piece.axis, self.largest, memory)
-            integers = _integers(matrix, scales, exponent, piece.axis, self.largest, generator, memory)
+            integers = _integers(
+                matrix, scales, exponent, axis=piece.axis, largest=self.largest, generator=generator, memory=memory
+            )
             left = halves.put(scales, exponent, left)
             length = self._num_bytes(piece.numel)
             target, left = left[:length].view(torch.int8), left[length:]
@@ -175,7 +176,14 @@ def _scales(name: str, matrix: Tensor, axis: int, largest: int, memory: _Memory)
 
 
 def _integers(
-    matrix: Tensor, scales: Tensor, exponent: int, axis: int, largest: int, generator: Generator | None, memory: _Memory
+    matrix: Tensor,
+    scales: Tensor,
+    exponent: int,
+    *,
+    axis: int,
+    largest: int,
+    generator: Generator | None,
+    memory: _Memory,
 ) -> Tensor:
     """The integer of each number, int8."""
     factors = halves.restored(scales, exponent).reciprocal_()
