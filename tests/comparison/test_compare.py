@@ -114,8 +114,8 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
     inline.clear()
     original = site.read
 
-    def permuted(source, *, seed, task, known=None):
-        raw = original(source, seed=seed, task=task, known=known)
+    def permuted(source, **others: object):
+        raw = original(source, **others)
         raw.test.targets.values[:] = raw.test.targets.values.flip(0)
         return raw
 

@@ -14,7 +14,6 @@ from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import ConfigError, DataError
 from fedelta.experiment import Experiment
 from fedelta.modalities.image import Images
-from fedelta.tasks.base import Task
 
 PARTITION = Dirichlet(num_clients=6, alpha=0.5, min_size=4)
 
@@ -84,8 +83,8 @@ def test_test_labels_do_not_reach_a_run_that_is_measured_on_validation_rows(tmp_
     first = accuracy("first")
     original = site.read
 
-    def permuted(source: DataSource, *, seed: int, task: Task, known: None = None):
-        raw = original(source, seed=seed, task=task)
+    def permuted(source: DataSource, **others: object):
+        raw = original(source, **others)
         raw.test.targets.values[:] = raw.test.targets.values.flip(0)
         return raw
 
