@@ -201,12 +201,8 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     )
     randomness = Seeded(config.seed) if basis.key is None else Secret(basis.key).below("server")
     federation = protecting(federation, guarantee, randomness)
-    federation = replace(
-        federation,
-        thorough=_thorough(config.task, sites, bench),
-        attendance=remote.attendance,
-        site_of=roster.site_of,
-    )
+    answering = _thorough(config.task, sites, bench)
+    federation = replace(federation, thorough=answering, attendance=remote.attendance, site_of=roster.site_of)
     return ServerParts(
         basis.config, config.task, model, federation, roster, class_names, sites, bench, basis.key
     ), remote
