@@ -106,3 +106,24 @@ def test_a_run_is_not_resumed_with_other_ranks(tmp_path: Path):
     ranks.write_text(json.dumps({str(client): 2 - client % 2 for client in range(6)}))
     with pytest.raises(CheckpointError, match="the ranks of the clients are not those that the run began with"):
         Experiment.from_toml(path, settings).resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["plain", "ffa", "rolora", "fedsa", "hlora"])
+def test_clients_of_lower_depth_and_rank_send_what_they_hold(name: str, tmp_path: Path):
+    tiers = ["exits.tiers=[1, 2]", "tuning.rank_by_client.ranks=[1, 2]", "tuning.rank_by_client.assignment=tier"]
+    settings = [f"aggregation.name={name}", "tuning.name=exit-heads+lora", "strategy.num_rounds=2", *tiers]
+    experiment = Experiment.from_toml(write_small(tmp_path), settings)
+    federation = experiment.assembly.federation
+    assert federation.tiers is not None
+    assert federation.pairs is not None
+    depths, ranks = federation.tiers.depths, federation.pairs.ranks
+    assert all(ranks[client] == depth for client, depth in depths.items())
+    assert len(set(ranks.values())) == 2
+    result = experiment.run(tmp_path / "run", writes_page=False)
+    for record in map(json.loads, (result.path / "rounds.jsonl").read_text().splitlines()):
+        assert not record["rejections"]
+    sent: dict[int, set[int]] = {1: set(), 2: set()}
+    for row in map(json.loads, (result.path / "ledger.jsonl").read_text().splitlines()):
+        if row.get("direction") == "up":
+            sent[ranks[row["client_id"]]].add(row["payload_bytes"])
+    assert max(sent[1]) < min(sent[2])

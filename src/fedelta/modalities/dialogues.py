@@ -241,8 +241,8 @@ class Dialogues:
         )  # fmt: skip
         if num_ended:
             logger.warning(
-                "%s, %s end in the token of some model that ends a text; it is left out, since the template writes that "
-                "of this model.", where, f"{num_ended:,}",
+                "%s, %s end in the token of some model that ends a text; it is left out, since the template writes "
+                "that of this model.", where, f"{num_ended:,}",
             )  # fmt: skip
         if dropped:
             logger.warning("%s, %s have %s; the beginning of their prompts is left out.", where, f"{dropped:,}", limit)
