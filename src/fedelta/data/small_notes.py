@@ -46,23 +46,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 _STEMS = (
-    "Bra",
-    "Cor",
-    "Del",
-    "Fen",
-    "Gar",
-    "Hol",
-    "Jor",
-    "Kel",
-    "Lun",
-    "Mar",
-    "Nor",
-    "Pel",
-    "Ros",
-    "Sel",
-    "Tor",
-    "Vel",
-)
+    "Bra", "Cor", "Del", "Fen", "Gar", "Hol", "Jor", "Kel", "Lun", "Mar", "Nor", "Pel", "Ros", "Sel", "Tor", "Vel",
+)  # fmt: skip
 _GIVEN, _FAMILY = ("a", "an", "ia", "o", "us", "in"), ("berg", "by", "dal", "feld", "ham", "mark", "stad", "ton", "vik")
 _SIDES = ("New", "Old", "Upper", "East")
 _LARGEST = 40  # of a number that is no date

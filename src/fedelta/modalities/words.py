@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -116,9 +116,12 @@ class Words:
     @cached_property
     def _gap(self) -> str:
         """A space if the tokenizer needs it to split words as in a text, as byte-level ones do; otherwise empty."""
-        read = partial(self.texts.tokenizer, add_special_tokens=False)
-        in_a_text = read("a a")["input_ids"]
-        bare, spaced = (read(["a", word], is_split_into_words=True)["input_ids"] for word in ("a", " a"))
+        tokenizer = self.texts.tokenizer
+        in_a_text = tokenizer("a a", add_special_tokens=False)["input_ids"]
+        bare, spaced = (
+            tokenizer(["a", word], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+            for word in ("a", " a")
+        )
         return " " if bare != in_a_text == spaced else ""
 
     def encode(self, texts: Sequence[Sequence[str]]) -> list[Split]:

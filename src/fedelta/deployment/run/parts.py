@@ -25,6 +25,7 @@ from fedelta.federation.base import Federation, Thorough
 from fedelta.federation.records import RoundOutcome
 from fedelta.inference.adapter import read_adapter
 from fedelta.params import Params
+from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.randomness import Secret, Seeded
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin, settings_of
@@ -176,10 +177,7 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     wire = model.spec if steering is None else steering.extend(model.spec)
     strategy = strategy_of(config, model.spec, model.params, len(roster.clients.numbers))
     guarantee = guarantee_of(config, strategy, roster.num_examples)
-    if guarantee is not None and not config.privacy.is_secure(is_deployed=True):
-        logger.warning("`privacy.randomness` is 'seeded': whoever has the recipe can take the noise out again.")
-    is_measured = basis.raw is None or config.deployment.site_measures != "never"
-    warn_of_measures(config, has_own_norms=bool(model.spec.kept), at_sites=is_measured)
+    _warn(basis, config, guarantee, model)
     terms = Terms(
         invitation.run, class_names, wire.fingerprint.hex(), model.identity, config.task.name,
         None if tiers is None else tiers.depths,
@@ -203,15 +201,19 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     )
     randomness = Seeded(config.seed) if basis.key is None else Secret(basis.key).below("server")
     federation = protecting(federation, guarantee, randomness)
-    federation = replace(
-        federation,
-        thorough=_thorough(config.task, sites, bench),
-        attendance=remote.attendance,
-        site_of=roster.site_of,
-    )
+    answering = _thorough(config.task, sites, bench)
+    federation = replace(federation, thorough=answering, attendance=remote.attendance, site_of=roster.site_of)
     return ServerParts(
         basis.config, config.task, model, federation, roster, class_names, sites, bench, basis.key
     ), remote
+
+
+def _warn(basis: Basis, config: Config, guarantee: Guarantee | None, model: TunedModel) -> None:
+    """Warns of what a run does not protect."""
+    if guarantee is not None and not config.privacy.is_secure(is_deployed=True):
+        logger.warning("`privacy.randomness` is 'seeded': whoever has the recipe can take the noise out again.")
+    is_measured = basis.raw is None or config.deployment.site_measures != "never"
+    warn_of_measures(config, has_own_norms=bool(model.spec.kept), at_sites=is_measured)
 
 
 def _thorough(task: Task, sites: SiteMeasures, bench: Bench | None) -> Thorough | None:
