@@ -86,6 +86,58 @@ def test_an_unknown_key_is_called_that(table: dict[str, object], problem: str):
     assert caught.value.problems == (problem,)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["codec.name=top-k", "codec.k=0"], "`codec.k` is 0, expected: greater than or equal to 1"),
+        (["codec.name=random-k", "codec.k=0.0"], "`codec.k` is 0.0, expected: "),
+        (["codec.name=int4", "codec.group=5"], "`codec.group` is 5, expected: "),
+        (["codec.up.name=int4", "codec.up.group=column"], "`codec.up.group` is 'column', expected: 'row'"),
+        (["codec.name=int4", "codec.rounding=up"], "`codec.rounding` is 'up', expected: 'nearest' or 'stochastic'"),
+        (["codec.entropy=gzip"], "`codec.entropy` is 'gzip', expected: 'none' or 'zstd'"),
+        (["codec.name=int5"], f"`codec.name` is 'int5', expected one of {CODECS}; did you mean 'int"),
+        (["codec.up.name=top-k", "strategy.mean.name=median"], "which compares the values of clients"),
+        (["codec.name=int4", "aggregation.name=hlora"], "which makes a new pair of factors in every round"),
+        (["codec.down.name=int4", "aggregation.name=hlora"], "has to know what it started from; choose 'float16'"),
+    ],
+)
+def test_what_cannot_work_is_told_before_round_1(tmp_path: Path, overrides: list[str], problem: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_small(tmp_path), overrides)
+    assert any(problem in text for text in caught.value.problems), caught.value.problems
+
+
+def test_the_settings_of_the_channel_outlive_a_new_name(tmp_path: Path):
+    first = load_config(
+        write_small(tmp_path), ["codec.entropy=zstd", "codec.error_feedback=false", "codec.up.name=int8"]
+    )
+    (tmp_path / "first.toml").write_text(first.to_toml())
+    channel = load_config(tmp_path / "first.toml", ["codec.name=int4"]).codec
+    assert channel == Channel(name="int4", entropy="zstd", error_feedback=False)
+    assert (channel.feeds_back, channel.sends_changes, channel.compresses) == (False, False, True)
+
+
+def test_a_mean_that_compares_clients_takes_signs_and_all_values_in_order(tmp_path: Path):
+    for overrides in (["codec.up.name=sign"], ["codec.up.name=top-k", "codec.up.k=1.0"]):
+        load_config(write_small(tmp_path), [*overrides, "strategy.mean.name=median"])
+
+
+def test_changes_in_a_run_cost_what_they_are_and_go_on_after_a_stop(tmp_path: Path):
+    # All eight clients take part in each round, so that all downloads after the first are changes.
+    overrides = [
+        "codec.name=int4", "codec.rounding=stochastic", "codec.entropy=zstd", "strategy.num_rounds=4",
+        "strategy.clients_per_round=6",
+    ]  # fmt: skip
+    path = write_small(tmp_path)
+    uninterrupted = Experiment.from_toml(path, overrides).run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        Experiment.from_toml(path, overrides).run(tmp_path / "parts", on_round=stop_after(2))
+    parts = Experiment.from_run(tmp_path / "parts").resume(tmp_path / "parts")
+    for name in ("rounds.jsonl", "ledger.jsonl"):
+        assert (uninterrupted.path / name).read_bytes() == (parts.path / name).read_bytes()
+    assert all(torch.equal(tensor, parts.params[name]) for name, tensor in uninterrupted.params.items())
+
+
 def site_with(channel: Channel) -> tuple[Site, Params]:
     engine, _ = tiny_engine(Lora(r=2), tiny_data(num_rows=8))
     return Site(engine, {0: torch.arange(8)}, channel, seed=0, num_rounds=4), engine.bank.read(0)

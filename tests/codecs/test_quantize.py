@@ -54,7 +54,7 @@ def test_a_byte_of_int4_holds_two_integers_half_of_the_piece_apart():
         (INT4, (128,), 1 + 2 * 2 + 64),
         (INT4, (129,), 1 + 2 * 3 + 65),  # three groups of 43
         (Integers(name="int4", group=32), (128,), 1 + 2 * 4 + 64),
-        (INT4, (4096 * 64 + 1,), (1 + 2 * 4096 + 4096 * 32) + (1 + 2 + 1)),  # in two pieces
+        (INT4, (8192 * 64 + 1,), (1 + 2 * 8192 + 8192 * 32) + (1 + 2 + 1)),  # in two pieces
         (INT4, (0, 3), 0),
     ],
 )

@@ -52,6 +52,14 @@ def to_bytes(halves: Tensor, exponent: int) -> bytes:
     return exponent.to_bytes(1, "little", signed=True) + halves.contiguous().view(torch.uint8).numpy().tobytes()
 
 
+def put(halves: Tensor, exponent: int, target: Tensor) -> Tensor:
+    """Writes the bytes of numbers and their exponent to the start of `target`, uint8; returns what is behind them."""
+    end = num_bytes(len(halves))
+    target[0] = exponent % 256
+    target[1:end] = halves.contiguous().view(torch.uint8)
+    return target[end:]
+
+
 def restored(halves: Tensor, exponent: int) -> Tensor:
     """The numbers as float32."""
     return halves.float().mul_(math.ldexp(1.0, exponent))

@@ -12,7 +12,7 @@ With `group = "row"` a group is a row, an index of the first axis; a tensor with
 the tensor, as one sequence of n numbers in row-major order, has G = ceil(n / g) groups, and the numbers with the places
 j, j + G, j + 2 G, ... are group j. That a group is strided and not contiguous makes all arithmetic several times faster
 and the error of real deltas 1 % larger (docs/codecs.md). A g that does not divide n gives groups that differ by one
-number. Long tensors are written in pieces of 4,096 groups.
+number. Long tensors are written in pieces of 8,192 groups.
 
     of each piece: the scales (halves.py) | the integers, a byte each, or a byte for two of them
 
@@ -38,11 +38,10 @@ from torch import Generator, Tensor
 from fedelta.codecs import halves
 from fedelta.codecs.base import Packed
 from fedelta.errors import PayloadError
-from fedelta.params import bytes_of
 from fedelta.seeds import stream
 from fedelta.settings import Settings
 
-_MOST_SCALES = 4096  # of a piece: with 64 numbers each a megabyte of float32, which fits into a processor's cache
+_MOST_SCALES = 8192  # of a piece: with 64 numbers each two megabytes of float32; small pieces cost more calls
 _LEAST_NORMAL = 2.0**-14  # of float16
 
 Group = Literal["row"] | Annotated[int, Field(ge=8, le=65536)]
@@ -72,31 +71,33 @@ class Integers(Settings):
         """See `Codec.pack`."""
         flat = tensor.detach().to("cpu", torch.float32).reshape(-1)
         generator = stream(seed) if self.rounding == "stochastic" else None
-        parts: list[Packed] = []
+        packed = torch.empty(self._length(tuple(tensor.shape)), dtype=torch.uint8)
+        left, memory = packed, _Memory()
         for piece in _pieces(tuple(tensor.shape), self.group):
             matrix = piece.matrix(flat[piece.start : piece.start + piece.numel])
-            scales, exponent = _scales(name, matrix, piece.axis, self.largest)
-            integers = _integers(matrix, scales, exponent, piece.axis, largest=self.largest, generator=generator)
-            integers = integers.view(-1)[: piece.numel]
-            parts += [
-                halves.to_bytes(scales, exponent),
-                bytes_of(integers if self.name == "int8" else _paired(integers)),
-            ]
-        return b"".join(parts)
+            scales, exponent = _scales(name, matrix, piece.axis, self.largest, memory)
+            integers = _integers(
+                matrix, scales, exponent, axis=piece.axis, largest=self.largest, generator=generator, memory=memory
+            )
+            left = halves.put(scales, exponent, left)
+            length = self._num_bytes(piece.numel)
+            target, left = left[:length].view(torch.int8), left[length:]
+            _write(integers.view(-1)[: piece.numel], target)
+        return packed.numpy().data
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
         """See `Codec.unpack`."""
         if (expected := self._length(shape)) != len(data):
             problem = f"{len(data)} bytes for a tensor {shape} in {self.name}, expected {expected}"
             raise PayloadError(f"`{name}`: {problem}.")
-        result = torch.empty(prod(shape))
+        result, memory = torch.empty(prod(shape)), _Memory()
         for piece in _pieces(shape, self.group):
             middle = halves.num_bytes(piece.num_scales)
             end = middle + self._num_bytes(piece.numel)
             scales = halves.from_bytes(name, data[:middle], self.largest)
             integers = _read(data[middle:end])
             if self.name == "int4":  # the integers times 16
-                integers, scales = _apart(integers, piece.numel), scales / 16
+                integers, scales = _apart(integers, piece.numel, memory), scales / 16
             _multiply(name, piece, integers, scales, result[piece.start : piece.start + piece.numel])
             data = data[end:]
         return result.view(shape)
@@ -147,13 +148,27 @@ def _pieces(shape: tuple[int, ...], group: Group) -> Iterator[_Piece]:
         yield _Piece(start, size, -(-size // group), axis=0)
 
 
-def _scales(name: str, matrix: Tensor, axis: int, largest: int) -> tuple[Tensor, int]:
+class _Memory:
+    """Tensors that are used again for every piece: new memory would take longer than the arithmetic in it."""
+
+    def __init__(self) -> None:
+        self._known: dict[torch.dtype, Tensor] = {}
+
+    def of(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor with anything in it, valid until the next call for this type."""
+        if dtype not in self._known or self._known[dtype].numel() < prod(shape):
+            self._known[dtype] = torch.empty(prod(shape), dtype=dtype)
+        return self._known[dtype][: prod(shape)].view(shape)
+
+
+def _scales(name: str, matrix: Tensor, axis: int, largest: int, memory: _Memory) -> tuple[Tensor, int]:
     """The scales as float16, and their exponent.
 
     Raises:
         PayloadError: a number is NaN or infinite.
     """
-    scales = matrix.abs().amax(axis).div_(largest)
+    sizes = torch.abs(matrix, out=memory.of(tuple(matrix.shape), torch.float32))
+    scales = sizes.amax(axis).div_(largest)
     highest = float(scales.amax())
     if not math.isfinite(highest):
         raise PayloadError(f"`{name}`: a tensor holds values that are NaN or infinite.")
@@ -161,21 +176,29 @@ def _scales(name: str, matrix: Tensor, axis: int, largest: int) -> tuple[Tensor,
 
 
 def _integers(
-    matrix: Tensor, scales: Tensor, exponent: int, axis: int, *, largest: int, generator: Generator | None
+    matrix: Tensor,
+    scales: Tensor,
+    exponent: int,
+    *,
+    axis: int,
+    largest: int,
+    generator: Generator | None,
+    memory: _Memory,
 ) -> Tensor:
     """The integer of each number, int8."""
     factors = halves.restored(scales, exponent).reciprocal_()
     # A scale that has become zero makes its group zero.
     factors = torch.where(scales > 0, factors, 0.0).unsqueeze(axis)
-    quotients = matrix * factors
+    shape = tuple(matrix.shape)
+    quotients = torch.mul(matrix, factors, out=memory.of(shape, torch.float32))
     if generator is None:
         quotients.round_()
     else:
-        quotients.add_(torch.rand(quotients.shape, generator=generator)).floor_()
+        quotients.add_(torch.rand(shape, generator=generator)).floor_()
     if generator is not None or bool((scales < _LEAST_NORMAL).any()):
         # A scale with few bits was rounded far, and a sum that was rounded may be one too large.
         quotients.clamp_(-largest, largest)
-    return quotients.to(torch.int8)
+    return memory.of(shape, torch.int8).copy_(quotients)
 
 
 def _multiply(name: str, piece: _Piece, integers: Tensor, scales: Tensor, result: Tensor) -> None:
@@ -193,21 +216,23 @@ def _multiply(name: str, piece: _Piece, integers: Tensor, scales: Tensor, result
         result.copy_((matrix * scales.unsqueeze(piece.axis)).view(-1)[: result.numel()])
 
 
-def _paired(integers: Tensor) -> Tensor:
-    """Two integers of four bits in a byte."""
-    half = (len(integers) + 1) // 2
-    low, high = integers[:half], integers[half:]
-    if len(high) < half:
-        high = torch.cat([high, high.new_zeros(1)])
-    return torch.add(low, high, alpha=16)
+def _write(integers: Tensor, target: Tensor) -> None:
+    """Writes integers to bytes: one in each, or two if there are half as many bytes."""
+    size, half = len(integers), len(target)
+    if half == size:
+        target.copy_(integers)
+        return
+    torch.add(integers[: size - half], integers[half:], alpha=16, out=target[: size - half])
+    target[size - half :].copy_(integers[size - half : half])  # the one in the middle, if their number is odd
 
 
-def _apart(pairs: Tensor, numel: int) -> Tensor:
-    """The inverse of `_paired`, times 16."""
-    both = torch.empty(2 * len(pairs), dtype=torch.int8)
-    torch.bitwise_left_shift(pairs, 4, out=both[: len(pairs)])
+def _apart(pairs: Tensor, numel: int, memory: _Memory) -> Tensor:
+    """The integers in pairs, times 16."""
+    half = len(pairs)
+    both = memory.of((2 * half,), torch.int8)
+    torch.bitwise_left_shift(pairs, 4, out=both[:half])
     # With 8 added the lower bits are not negative, and what is left of them falls away.
-    torch.add(pairs, 8, out=both[len(pairs) :]).bitwise_and_(-16)
+    torch.add(pairs, 8, out=both[half:]).bitwise_and_(-16)
     return both[:numel]
 
 
