@@ -63,18 +63,14 @@ def test_what_is_carried_is_in_the_adapter_and_the_run_measures_the_same(name: s
 @pytest.mark.parametrize(
     "privacy",
     [
-        ["privacy.unit=example", "privacy.noise_multiplier=1.0", "privacy.clipping_norm=1.0"],
-        [
-            "privacy.unit=client",
-            "privacy.noise_multiplier=1.0",
-            "privacy.clipping_norm=1.0",
-            "strategy.mean.name=uniform",
-        ],
+        ["privacy.unit=example"],
+        ["privacy.unit=example", "aggregation.name=rolora"],
+        ["privacy.unit=client", "strategy.mean.name=uniform"],
     ],
 )
 def test_private_runs_send_and_change_b_only(privacy: list[str], tmp_path: Path):
-    settings = ["aggregation.name=ffa", "strategy.num_rounds=1", "privacy.target_delta=1e-3"]
-    settings += ["privacy.noise_multiplier=1.0", "privacy.clipping_norm=1.0", *privacy]
+    noise = ["privacy.target_delta=1e-3", "privacy.noise_multiplier=1.0", "privacy.clipping_norm=1.0"]
+    settings = ["aggregation.name=ffa", "strategy.num_rounds=1", *noise, *privacy]
     experiment = Experiment.from_toml(write_small(tmp_path), settings)
     before = experiment.assembly.params
     after = experiment.run(tmp_path / "run", writes_page=False).params

@@ -76,7 +76,7 @@ def test_hlora_is_the_truncated_svd_of_the_dense_mean(shape: tuple[int, int, int
     for lower in range(1, joined.a_RI.shape[0] + 1):  # ordered, so that every client's part is the best of its rank
         best = (u[:, :lower] * s[:lower]) @ v[:lower]
         assert error(joined.b_OR[:, :lower] @ joined.a_RI[:lower], best) < 1e-5
-    assert torch.allclose(joined.a_RI @ joined.a_RI.T, torch.eye(len(joined.a_RI), dtype=torch.float64), atol=1e-8)
+    assert torch.allclose(joined.a_RI @ joined.a_RI.T, torch.eye(len(joined.a_RI), dtype=torch.float64) / 3, atol=1e-8)
 
 
 def test_hlora_gives_the_same_signs_whatever_the_signs_of_the_clients():
@@ -96,7 +96,7 @@ def test_a_direction_without_anything_can_still_be_learned():
     joined = Hlora().join(pairs, stream(0), ordered=True)
     assert joined is not None
     assert not joined.b_OR.any()
-    assert torch.allclose(joined.a_RI @ joined.a_RI.T, torch.eye(2, dtype=torch.float64))
+    assert torch.allclose(joined.a_RI @ joined.a_RI.T, torch.eye(2, dtype=torch.float64) / 3)
 
 
 @pytest.mark.parametrize("method", [Hlora(), FedEx()])

@@ -1,6 +1,6 @@
 """HLoRA and FlexLoRA: the mean of the products, brought back to the rank of the pair by a truncated SVD.
 
-    sum_i p_i B_i A_i = U S V^T,    B <- U_R S_R,    A <- V_R^T
+    sum_i p_i B_i A_i = U S V^T,    B <- sqrt(3) U_R S_R,    A <- V_R^T / sqrt(3)
 
 is the best pair of rank R, and its first r components are the best of rank r: a client of rank r gets these
 (`tuning.rank_by_client`). The product is exact as long as the mean of the products has rank R; what the truncation
@@ -11,6 +11,9 @@ the p_i B_i side by side and K the A_i one below the other, L = Q1 R1 and K^T = 
 gives that of L K. Signs are chosen so that the largest element of every row of A is positive. A direction in which the
 mean has nothing, such as all of them in a round in which no B has moved, gets a new random row of A, orthogonal to the
 others, and zeros in B: as zeros in both it could never learn.
+
+Our choice: a row of A gets the length that it is drawn with at first, 1 / sqrt(3) in the mean, because the length
+decides how large a step in B is.
 
 If clients agree in one factor, bit by bit, plain averaging is exact and is used, unless ranks differ.
 
@@ -27,6 +30,7 @@ from torch import Generator, Tensor
 
 from fedelta.aggregation.low_rank import Factors, Joined, Pair, agree, stacked
 
+_LENGTH = 3**-0.5  # of a row that is Kaiming-uniform with a = sqrt 5
 _NOTHING = 1e-7  # a singular value below this share of the largest is a rounding error of float32
 
 
@@ -44,9 +48,9 @@ class Hlora(Factors):
         u_OR, s_R, v_RI = (part for part in _svd(l_OS, k_SI))
         count = min(rank, int((s_R > _NOTHING * s_R.max()).sum())) if s_R.numel() else 0
         v_RI, signs = _signed(v_RI[:count])
-        a_RI = torch.cat([v_RI, _fresh(rank - count, v_RI, generator)])
+        a_RI = _LENGTH * torch.cat([v_RI, _fresh(rank - count, v_RI, generator)])
         b_OR = l_OS.new_zeros(l_OS.shape[0], rank)
-        b_OR[:, :count] = u_OR[:, :count] * (signs * s_R[:count])
+        b_OR[:, :count] = u_OR[:, :count] * (signs * s_R[:count] / _LENGTH)
         return Joined(a_RI, b_OR)
 
 
