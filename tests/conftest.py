@@ -18,6 +18,8 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -59,6 +61,31 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Refuse what makes pytest-socket lift every restriction, that of `allow_hosts` included."""
     if item.get_closest_marker("enable_socket") or "socket_enabled" in getattr(item, "fixturenames", ()):
         pytest.fail('`enable_socket` opens every address; use `@pytest.mark.allow_hosts(["127.0.0.1"])` alone')
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_pages() -> Iterator[None]:
+    """Leave out the page of a run that is started in Python, which takes half a second; see `pages`."""
+    from fedelta import experiment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "write_page", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def pages() -> Callable[[], AbstractContextManager[None]]:
+    """Makes a context in which runs that are started in Python write their pages, as they do for users."""
+    from fedelta import experiment
+    from fedelta.report.writing import write_report
+
+    @contextmanager
+    def written() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experiment, "write_page", lambda run: write_report(run, run / experiment.PAGE))
+            yield
+
+    return written
 
 
 @pytest.fixture(scope="session")

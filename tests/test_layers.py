@@ -31,7 +31,7 @@ LAYERS = (  # low to high
     ("runtimes", "record"),
     ("inference", "config", "tracking", "report"),
     ("assembly",),
-    ("choices", "evaluation", "experiment", "federating", "forecast", "inspection", "personalization", "running"),
+    ("choices", "evaluation", "experiment", "federating", "forecast", "hf", "inspection", "personalization", "running"),
     ("comparison", "deployment", "runtimes.flower"),
     ("testing", "auditing"),
     ("cli", "checking", "tables", "terminal", "__main__"),
@@ -40,7 +40,7 @@ LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 HOMES = {  # library: the only modules, or packages, that may import it
     "flwr": ("fedelta.runtimes.flower",),
-    "transformers": ("fedelta.models", "fedelta.modalities", "fedelta.tasks"),
+    "transformers": ("fedelta.models", "fedelta.modalities", "fedelta.tasks", "fedelta.hf"),
     "datasets": ("fedelta.data",),
     "flwr_datasets": ("fedelta.data",),
     "peft": ("fedelta.inference", "fedelta.record"),

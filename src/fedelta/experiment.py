@@ -39,6 +39,14 @@ from fedelta.tracking.table import require
 PAGE = "report.html"
 
 
+def write_page(run: Path) -> None:
+    """Writes the page about a run into its directory."""
+    with collector_paused():  # one search of all that a run has made takes as long as the page
+        from fedelta.report.writing import write_report
+
+        write_report(run, run / PAGE)
+
+
 @dataclass(frozen=True, repr=False)
 class Result:
     """A finished run.
@@ -226,10 +234,7 @@ class Experiment:
         with run.locked():
             finished = go_on(run, self.assembly, on_round)
         if writes_page:
-            with collector_paused():  # one search of all that a run has made takes as long as the page
-                from fedelta.report.writing import write_report
-
-                write_report([run.path], run.path / PAGE)
+            write_page(run.path)
         return Result(run.path, self.assembly, finished.params, finished.ledger, finished.summary)
 
     def evaluate(self, directory: str | Path, *, predictions: Path | None = None) -> Details:

@@ -7,7 +7,7 @@ import torch
 
 from fedelta.aggregation.base import Aggregation, Update, combine
 from fedelta.aggregation.geometric_median import GeometricMedian
-from fedelta.aggregation.krum import Krum, MultiKrum, scores
+from fedelta.aggregation.krum import Krum, MultiKrum, scores, squared_distances
 from fedelta.aggregation.robust import Median, Trimmed
 from fedelta.config import parse_config
 from fedelta.errors import ConfigError
@@ -24,12 +24,12 @@ def mean_of(mean: Aggregation, values: Sequence[float]) -> float:
 
 
 def test_krum_takes_the_update_with_the_closest_neighbours():
-    # f = 1 of 6: the 3 closest others. 2: 1 + 1 + 4 = 6; 1: 1 + 4 + 1 = 6; 3: 1 + 4 + 1 = 6 ...; by id the first.
+    # f = 1 of 6: the sum over the 3 closest others.
     values = (0.0, 1.0, 2.0, 3.0, 4.0, 90.0)
     # 0: 1 + 4 + 9 = 14, 1: 1 + 1 + 4 = 6, 2: 1 + 1 + 4 = 6, 3: 1 + 1 + 4 = 6, 4: 1 + 4 + 9 = 14, 90: 7,396 and more
     points = [{"w": torch.tensor(value)} for value in values]
-    assert scores(points, 1).tolist()[:5] == [14.0, 6.0, 6.0, 6.0, 14.0]
-    assert mean_of(Krum(), values) == 1.0
+    assert scores(squared_distances(points), 1).tolist()[:5] == [14.0, 6.0, 6.0, 6.0, 14.0]
+    assert mean_of(Krum(), values) == 3.0  # of 1, 2 and 3 the one that is closest to all others, the 90 included
     assert mean_of(MultiKrum(num_chosen=3), values) == 2.0  # (1 + 2 + 3) / 3
     assert mean_of(MultiKrum(), values) == 2.0  # all but the 90
 
@@ -37,7 +37,11 @@ def test_krum_takes_the_update_with_the_closest_neighbours():
 def test_equal_updates_are_neighbours_of_each_other_and_not_of_themselves():
     # |x|^2 + |y|^2 - 2 x y in float32 would be negative or zero for large values that differ.
     values = (1e4, 1e4, 1e4 + 1, 1e4 + 2, -5.0)
-    assert scores([{"w": torch.tensor(value)} for value in values], 1).tolist()[:3] == [0.0 + 1, 0.0 + 1, 1 + 1]
+    assert scores(squared_distances([{"w": torch.tensor(value)} for value in values]), 1).tolist()[:3] == [
+        0.0 + 1,
+        0.0 + 1,
+        1 + 1,
+    ]
     assert mean_of(Krum(), values) == 1e4
 
 

@@ -131,7 +131,7 @@ class _Logits(TorchDispatchMode):
         self.weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
         self.most = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> object:
         outputs = func(*args, **(kwargs or {}))
         for tensor in outputs if isinstance(outputs, tuple) else (outputs,):
             if not isinstance(tensor, torch.Tensor) or tensor.dim() < 2 or tensor.shape[-1] != 320:

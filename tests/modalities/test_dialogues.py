@@ -127,7 +127,9 @@ def test_rows_without_a_dialogue_are_refused_by_number():
 def test_a_text_of_one_token_has_nothing_to_predict():
     tokenizer = small_tokenizer(has_eos=False)
     kind = Dialogues(tokenizer, DialogueSettings(template="plain"))
-    with pytest.raises(DataError, match="row 0 has no token to train on"):
+    with pytest.raises(
+        DataError, match=r"row 0 has no token to train on\nhint: this is so in every row: raise `data.max"
+    ):
         kind.store(column(["a"]), 0)
 
 

@@ -9,7 +9,8 @@ claimed number of examples would be a claimed share of the vote.
 
 Distances are over all tensors that the same clients sent, as for Krum (krum.py), in float64.
 
-Source: Pillutla, Kakade and Harchaoui 2022 (Robust Aggregation for Federated Learning, arXiv 1912.13445), Algorithm 2.
+Source: Pillutla, Kakade and Harchaoui 2022 (Robust Aggregation for Federated Learning, arXiv 1912.13445), smoothed
+Weiszfeld algorithm.
 
 Shapes: M updates.
 """
@@ -40,8 +41,8 @@ class GeometricMedian(Settings):
 
     name: Literal["geometric-median"] = "geometric-median"
     num_bad: int = Field(default=1, ge=0)  # as for Krum
-    num_steps: int = Field(default=100, ge=1)  # the paper has 3 to 5, which is for a mean that costs a round each
-    smoothing: float = Field(default=1e-6, gt=0)  # the paper's nu
+    num_steps: int = Field(default=100, ge=1)  # our choice: it ends before, as a rule
+    smoothing: float = Field(default=1e-6, gt=0)  # our choice
     reads: ClassVar[Reads] = "each"
     only_sums: ClassVar[bool] = False
 

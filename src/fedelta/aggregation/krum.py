@@ -2,7 +2,7 @@
 
 For n updates, of which at most f are bad, the score of update i is the sum of its squared distances to the n - f - 2
 updates that are closest to it, itself left out. Krum takes the update with the lowest score, Multi-Krum the uniform
-mean of the m with the lowest scores; of equal scores the client with the lower id comes first. The paper proves what
+mean of the m with the lowest scores; of equal scores the one that is closer to all others. The paper proves what
 this tolerates for n > 2 f + 2.
 
 Distances are over all tensors of the round together, and in float64: of differences and not from |x|^2 + |y|^2 - 2 x y,
@@ -10,8 +10,7 @@ which cancels. Where clients sent different tensors, as with tiers (`[exits]`), 
 are a problem for themselves, with distances over these tensors; so are the tensors of a round of FedLAMA, which are
 those that are due. A tensor that fewer than 2 f + 3 clients sent does not change.
 
-Source: Blanchard et al. 2017 (Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, NeurIPS),
-sections 4 and 7.
+Source: Blanchard et al. 2017 (Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, NeurIPS).
 
 Shapes: M updates.
 """
@@ -121,18 +120,16 @@ class Closest:
     def _mean(self, deltas: Sequence[Mapping[str, Tensor]]) -> Params:
         """The mean of the chosen ones of updates with the same tensors."""
         num_chosen = self._num_chosen or max(1, len(deltas) - self._num_bad)
-        order = scores(deltas, self._num_bad).argsort(stable=True)[:num_chosen]
-        chosen = [deltas[index] for index in sorted(order.tolist())]
+        squares_MM = squared_distances(deltas)
+        # Of two that are closest to each other and score the same, the one that is closer to all others.
+        ranks = list(zip(scores(squares_MM, self._num_bad).tolist(), squares_MM.sum(1).tolist(), strict=True))
+        order = sorted(range(len(deltas)), key=lambda index: (*ranks[index], index))
+        chosen = [deltas[index] for index in sorted(order[:num_chosen])]
         return {name: torch.stack([delta[name].double() for delta in chosen]).mean(0) for name in deltas[0]}
 
 
-def scores(deltas: Sequence[Mapping[str, Tensor]], num_bad: int) -> Tensor:
-    """The score of each update [M], float64: the sum of squared distances to its n - f - 2 closest others.
-
-    >>> points = [{"w": torch.tensor(value)} for value in (0.0, 1.0, 2.0, 9.0)]
-    >>> scores(points, 0).tolist()  # 1 + 4, 1 + 1, 1 + 4, 49 + 64
-    [5.0, 2.0, 5.0, 113.0]
-    """
+def squared_distances(deltas: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """The squared distance of every two updates [M, M], float64, over all tensors."""
     count = len(deltas)
     squares_MM = torch.zeros(count, count, dtype=torch.float64)
     for name in deltas[0]:
@@ -140,7 +137,19 @@ def scores(deltas: Sequence[Mapping[str, Tensor]], num_bad: int) -> Tensor:
         for i in range(count):
             for j in range(i):
                 squares_MM[i, j] += (values[i] - values[j]).square().sum()
-    squares_MM += squares_MM.T.clone()
-    squares_MM.fill_diagonal_(torch.inf)  # itself, by its place and not by its distance: another may be equal
-    num_closest = max(1, count - num_bad - 2)
-    return squares_MM.sort(dim=1).values[:, :num_closest].sum(1) if count > 1 else torch.zeros(count)
+    return squares_MM + squares_MM.T
+
+
+def scores(squares_MM: Tensor, num_bad: int) -> Tensor:
+    """The score of each update [M]: the sum of squared distances to its n - f - 2 closest others.
+
+    >>> points = [{"w": torch.tensor(value)} for value in (0.0, 1.0, 2.0, 9.0)]
+    >>> scores(squared_distances(points), 0).tolist()  # 1 + 4, 1 + 1, 1 + 4, 49 + 64
+    [5.0, 2.0, 5.0, 113.0]
+    """
+    count = len(squares_MM)
+    if count == 1:
+        return torch.zeros(1)
+    # Itself is left out by its place and not by its distance: another update may be equal.
+    others = squares_MM.clone().fill_diagonal_(torch.inf).sort(dim=1).values
+    return others[:, : max(1, count - num_bad - 2)].sum(1)

@@ -249,6 +249,8 @@ class _Ready:
                 f"the training data have no column of labels: their columns are {list(train.names)}.",
                 hint="call it `labels`, set `data.label_column`, or give a loss function of your own: `loss=`.",
             )
+        if len(train.names) == 1:
+            raise DataError(f"the training data hold only labels, in column {label!r}.", hint="give inputs as well.")
         return label
 
     def _model(self, train: Table, label: str | None) -> tuple[dict[str, str], Backbone | None]:

@@ -30,6 +30,7 @@ from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.client import Site
+from fedelta.federation.pairs import NO_RANKS
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
@@ -122,7 +123,9 @@ class Assembly:
     @cached_property
     def origin(self) -> Origin:
         """The settings and inputs that the run starts from."""
-        return origin_of(self.config, self.model, self.data, self.tiers)
+        pairs = self.federation.pairs
+        ranks = NO_RANKS if pairs is None else pairs.ranks
+        return origin_of(self.config, self.model, self.data, self.tiers, ranks)
 
     @property
     def partition(self) -> Record:

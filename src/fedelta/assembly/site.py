@@ -28,16 +28,18 @@ from fedelta.errors import ConfigError, InputError, ModelError
 from fedelta.federation.base import Thorough
 from fedelta.federation.client import Site
 from fedelta.federation.measuring import sums_of
-from fedelta.federation.pairs import Pairs
+from fedelta.federation.pairs import pairs_of
 from fedelta.federation.tiers import Tiers
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone, build
+from fedelta.models.objects import names_of_classes, with_classes
 from fedelta.params import Params, select
 from fedelta.plugins import returned
 from fedelta.privacy.settings import Privacy
 from fedelta.runtimes.processes import Processes
 from fedelta.tasks.base import Evaluation, Task, mean_of
+from fedelta.tasks.class_names import order_of
 from fedelta.tasks.contract import evaluation_of
 from fedelta.tasks.details import Answered, Details, mean_details
 from fedelta.tasks.known_classes import KnownClasses
@@ -78,7 +80,7 @@ def read_data(
         backbone = backbone or built(config, data.class_names)
         data = data.without(personal.held_out_ids(data.clients.only(data.partition), config.seed))
     else:
-        raw = read_raw(config, at_a_glance=at_a_glance, loaded=data)
+        raw = _in_label_order(config, backbone, read_raw(config, at_a_glance=at_a_glance, loaded=data), data)
         if preparation.resize is not None:
             raw = replace(raw, source=raw.source.model_copy(update={"resize": preparation.resize}))
         backbone, modality = fitted(config, raw, backbone, preparation)
@@ -87,6 +89,17 @@ def read_data(
     personal.check_sizes(data.held_out, data.clients)
     check_augmentation(config, data)
     return backbone, data
+
+
+def _in_label_order(config: Config, backbone: Backbone | None, raw: RawData, loaded: Splits | None) -> RawData:
+    """The data, with their classes in the order in which a model that was given as an object has them."""
+    if backbone is None:
+        return raw
+    names = names_of_classes(backbone.module)
+    if names != raw.class_names and order_of(raw.class_names, names) is not None:
+        raw = replace(read_raw(config, KnownClasses(names), loaded=loaded), at_a_glance=raw.at_a_glance)
+    with_classes(backbone, raw.class_names)
+    return raw
 
 
 def read_raw(
@@ -207,7 +220,7 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         given=select(model.params, model.spec.given),
         steering=config.strategy.steering,
         tiers=tiers,
-        pairs=Pairs(config.aggregation, model.spec, config.strategy.cohort_rounds),
+        pairs=pairs_of(config.aggregation, config.tuning, model.spec, config.strategy.cohort_rounds),
     )
 
 

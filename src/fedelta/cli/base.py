@@ -79,6 +79,11 @@ def resumable(path: Path, command: str) -> Iterator[None]:
 
 
 def conclude(result: HasResults, primary: Measure, quiet: bool) -> None:
-    """Prints the table on standard output."""
+    """Writes the report, and prints the table on standard output."""
+    report_path = result.path / "report.html"
+    with collector_paused():  # one search of all that a run has made takes as long as the page
+        from fedelta.report.writing import write_report
+
+        write_report([result.path], report_path)
     if not quiet:
-        out_console.print(table_of_run(result, primary, result.path / "report.html"))
+        out_console.print(table_of_run(result, primary, report_path))

@@ -44,7 +44,7 @@ def run(
     if experiment.config.privacy.is_on and not quiet:
         _say_privacy(experiment)
     with resumable(path, f"fedelta resume {path}"), round_bar(err_console, experiment.config, quiet) as on_round:
-        result = experiment.run(path, on_round=on_round)
+        result = experiment.run(path, on_round=on_round, writes_page=False)
     conclude(result, experiment.config.task.primary, quiet)
 
 
@@ -69,7 +69,7 @@ def resume(directory: RunPath, plugin: Plugins = None, quiet: Quiet = False) -> 
         resumable(directory, f"fedelta resume {directory}"),
         round_bar(err_console, experiment.config, quiet) as on_round,
     ):
-        result = experiment.resume(directory, on_round=on_round)
+        result = experiment.resume(directory, on_round=on_round, writes_page=False)
     conclude(result, experiment.config.task.primary, quiet)
 
 

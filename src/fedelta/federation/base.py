@@ -18,7 +18,7 @@ from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
 from fedelta.federation.forms import Forms
-from fedelta.federation.pairs import Pairs
+from fedelta.federation.pairs import NO_RANKS, Pairs
 from fedelta.federation.records import Attendance, Rejection, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec
@@ -26,7 +26,7 @@ from fedelta.privacy.central import Central
 from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.state import PrivacyState
 from fedelta.seeds import stream
-from fedelta.strategies.base import RoundPlan, State, Strategy, is_private
+from fedelta.strategies.base import RoundPlan, State, Strategy, Whole, is_private
 from fedelta.tasks.base import Evaluation
 
 
@@ -165,13 +165,14 @@ class Federation:
         return self.spec if steering is None else steering.extend(self.spec)
 
     @cached_property
-    def forms(self) -> Forms:
+    def forms(self) -> Forms | Whole:
         """The forms of the payloads of the run."""
-        return Forms(self.wire)
+        return Whole(self.wire) if self.pairs is None else Forms(self.wire)
 
-    def rank_of(self, client_id: int) -> int | None:
-        """The rank of a client's pairs; None if all clients have that of the server."""
-        return None if self.pairs is None else self.pairs.ranks.get(client_id)
+    @cached_property
+    def rank_of(self) -> Callable[[int], int | None]:
+        """Gives the rank of a client's pairs; None if all clients have that of the server."""
+        return (NO_RANKS if self.pairs is None else self.pairs.ranks).get
 
     @cached_property
     def in_order(self) -> Sequence[int]:

@@ -29,16 +29,17 @@ from fedelta.engine.packs import packs_of
 from fedelta.engine.threads import arithmetic_threads, computed_with
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
-from fedelta.federation.forms import Form, Forms
+from fedelta.federation.forms import Forms
 from fedelta.federation.memory import Drift, Memories, Memory
 from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.pairs import Pairs
 from fedelta.federation.records import Fault, Reply
 from fedelta.federation.tiers import Tiers
+from fedelta.modalities.dialogues import StoredDialogues
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.privacy.local import SitePrivacy
 from fedelta.seeds import derive, stream
-from fedelta.strategies.base import RoundPlan, Steering
+from fedelta.strategies.base import Form, RoundPlan, Steering, Whole
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Site:
         return self.engine.spec if self.steering is None else self.steering.extend(self.engine.spec)
 
     @cached_property
-    def forms(self) -> Forms:
+    def forms(self) -> Forms | Whole:
         """The forms of the payloads of the run."""
-        return Forms(self.wire)
+        return Whole(self.wire) if self.pairs is None else Forms(self.wire)
 
     @cached_property
     def blank(self) -> Memory:
@@ -149,9 +150,11 @@ class Site:
         return packs_of(work, lanes=self.engine.clients_at_once, places=self.places, depths=depths)
 
     def work_of(self, client_id: int) -> float:
-        """A client's work in a round: processed examples times blocks."""
-        num_processed = self.engine.client.num_processed(self.partition[client_id].shape[0])
-        return num_processed * (1 if self.tiers is None else self.tiers.depths[client_id])
+        """A client's work in a round: processed examples, or tokens of dialogues, times blocks."""
+        rows, inputs = self.partition[client_id], self.engine.inputs
+        num_processed = self.engine.client.num_processed(rows.shape[0])
+        size = float(inputs.num_tokens[rows].double().mean()) if isinstance(inputs, StoredDialogues) else 1
+        return num_processed * size * (1 if self.tiers is None else self.tiers.depths[client_id])
 
     def train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
         """Yields the answers of a pack's clients in the order in which they finish; changes no memory.

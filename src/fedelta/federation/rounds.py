@@ -18,7 +18,6 @@ from fedelta.codecs.wire import encode
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.base import Federation, Standing, too_few
 from fedelta.federation.contract import check_plan, check_private_plan
-from fedelta.federation.forms import Form
 from fedelta.federation.records import LOST, Rejection, RoundOutcome, Transfer
 from fedelta.federation.replies import Accepted, Intake
 from fedelta.params import Params, ParamSpec, is_finite, select
@@ -26,7 +25,7 @@ from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.shown import shown_epsilon
 from fedelta.privacy.state import PrivacyState, Spent
 from fedelta.seeds import derive
-from fedelta.strategies.base import RoundPlan
+from fedelta.strategies.base import Form, RoundPlan
 from fedelta.tasks.base import Evaluation
 
 logger = logging.getLogger("fedelta")

@@ -38,8 +38,10 @@ def base_of(
         reads = reads_examples and (processor is not None or bool(module.name_or_path))
         task = adapter.task or Classification()
         return of_transformers(module, task, processor=processor, reads_examples=reads, batch_norm=policy)
-    named = read_object(directory / CONFIG).get("modules_to_save")
-    head = tuple(map(str, named)) if isinstance(named, list) else None
+    config, head = read_object(directory / CONFIG), None
+    if "modules_to_save" in config:  # of LoRA: what was tuned besides the pairs, or nothing
+        named = config["modules_to_save"]
+        head = tuple(map(str, named)) if isinstance(named, list) else ()
     if adapter.tuning.name == "head":
         head = tuple(dict.fromkeys(name.rpartition(".")[0] for name in adapter.params if not is_pair(name)))
     return of_module(module, head=head, batch_norm=policy)

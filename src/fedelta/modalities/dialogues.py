@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fedelta")
 
 # Batches are padded to a multiple of so many tokens, so that kernels and allocators meet few different lengths.
+NOTHING_LEFT = (
+    "this is so in every row: raise `data.max_length`, or check whether `task.template` writes the responses."
+)
 BUCKET = 8
 _KEPT = 4  # a response may take all but a quarter of the tokens from its prompt
 IGNORED = -100  # the label of a token that is not trained on, as in transformers
@@ -223,7 +226,8 @@ class Dialogues:
             num_ended += 0 if problems else sum(map(ends_itself, values))
         refuse(column.origin, problems, hint=REPLACE)
         empty = [int(column.numbers[row]) for row, each in enumerate(encoded) if not any(each.is_target[1:])]
-        refuse(column.origin, [f"row {number} has no token to train on" for number in empty], hint=REPLACE)
+        hint = NOTHING_LEFT if len(empty) == len(encoded) else REPLACE
+        refuse(column.origin, [f"row {number} has no token to train on" for number in empty], hint=hint)
         self._tell(column, encoded, num_ended)
         return StoredDialogues.of(encoded, self)
 
@@ -237,8 +241,8 @@ class Dialogues:
         )  # fmt: skip
         if num_ended:
             logger.warning(
-                "%s, %s end in the token of some model that ends a text; it is left out, since the template writes that "
-                "of this model.", where, f"{num_ended:,}",
+                "%s, %s end in the token of some model that ends a text; it is left out, since the template writes "
+                "that of this model.", where, f"{num_ended:,}",
             )  # fmt: skip
         if dropped:
             logger.warning("%s, %s have %s; the beginning of their prompts is left out.", where, f"{dropped:,}", limit)
@@ -352,6 +356,11 @@ class StoredDialogues:
             "attention_mask": is_token_BT.long(),
             "labels": ids_BT.where(is_token_BT & self.is_target[places_BT], IGNORED),
         }
+
+    @cached_property
+    def num_tokens(self) -> Tensor:
+        """The number of tokens of each row, int64 of shape [N]."""
+        return self.ends.diff(prepend=self.ends.new_zeros(1))
 
     @cached_property
     def num_targets(self) -> Tensor:

@@ -70,7 +70,8 @@ def problem_of(value: object) -> str | None:
 def _problem_of_messages(messages: Sequence[Any]) -> str | None:  # Any: any type that a file can hold
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping) or "role" not in message:
-            return f"has a message {number} without `role` and `content`"
+            keys = f" with {' and '.join(map(repr, message))}" if isinstance(message, Mapping) and message else ""
+            return f"has a message {number}{keys}, expected `role` and `content`"
         if message["role"] not in _ROLES:
             return f"has a message {number} of role {message['role']!r}, expected one of {', '.join(_ROLES)}"
         if _content(message) is None:

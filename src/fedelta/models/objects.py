@@ -224,7 +224,7 @@ def names_of_classes(module: object) -> tuple[str, ...]:
 
 
 def with_classes(backbone: Backbone, class_names: Sequence[str]) -> Backbone:
-    """The backbone, after the configuration of a model of transformers was given the names of the classes."""
+    """The backbone, after its configuration, if it is a model of transformers, was given the names of the classes."""
     if is_transformers(backbone.module) and class_names:
         config = backbone.module.config
         config.id2label = dict(enumerate(class_names))

@@ -56,7 +56,8 @@ def played(
     """
     backbone, lanes = small_model(family), Lanes(min(3, method.max_lanes or 3))
     spec = prepared(aggregation, backbone.module, method.apply(backbone, lanes, stream(0, "tuning")))
-    pairs = Pairs(aggregation, spec, strategy.cohort_rounds)
+    is_plain = isinstance(aggregation, Apart) and not ranks
+    pairs = None if is_plain else Pairs(aggregation, spec, strategy.cohort_rounds)
     client = ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd(), local_steps=strategy.local_steps)
     # All exits, so that every head is trained.
     engine = LaneEngine(
@@ -71,7 +72,7 @@ def played(
     federation = Federation(
         strategy=strategy, runtime=site, channel=channel, spec=spec, clients=Clients.of(sorted(partition)), seed=0,
         evaluate=lambda _: Evaluation({"accuracy": 0.0, "loss_nats": 0.0}),
-        effective_steps=client.effective_steps, pairs=replace(pairs, ranks=ranks),
+        effective_steps=client.effective_steps, pairs=None if pairs is None else replace(pairs, ranks=ranks),
     )  # fmt: skip
     standing = Standing(start, strategy.init(start, spec))
     return federation, standing, list(federate(federation, standing))

@@ -57,8 +57,9 @@ def _of_strategy(subject: str, strategy: Any, _models: Sequence[str]) -> list[Co
 
 
 def _shortened(strategy: Any) -> Strategy:
+    longest = _LONGEST | {"clients_per_round": max(_LONGEST["clients_per_round"], strategy.mean.min_values)}
     short: Strategy = strategy.model_copy(
-        update={name: min(most, getattr(strategy, name)) for name, most in _LONGEST.items()}
+        update={name: min(most, getattr(strategy, name)) for name, most in longest.items()}
     )
     return short
 
