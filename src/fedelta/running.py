@@ -169,7 +169,13 @@ def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound
     """Runs the remaining rounds, records each before the next begins, and returns the last params."""
     federation, params, run, ledger = parts.federation, checkpoint.params, logs.run, logs.ledger
     standing = Standing(
-        params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed, checkpoint.privacy
+        params,
+        checkpoint.state,
+        checkpoint.round,
+        ledger.total_bytes,
+        checkpoint.claimed,
+        checkpoint.privacy,
+        checkpoint.mirror,
     )
     started = time.perf_counter()
     with parts.at_work() as peaks, collector_spared():
@@ -193,6 +199,7 @@ def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound
                     state=outcome.state,
                     claimed=outcome.claimed,
                     privacy=outcome.privacy,
+                    mirror=outcome.mirror,
                     memory_mark=mark,
                     logs={name: seal.mark() for name, seal in logs.seals.items()},
                 ),

@@ -123,7 +123,7 @@ def test_a_mean_that_compares_clients_takes_signs_and_all_values_in_order(tmp_pa
 
 
 def test_changes_in_a_run_cost_what_they_are_and_go_on_after_a_stop(tmp_path: Path):
-    # All eight clients take part in each round, so that all downloads after the first are changes.
+    # All six clients take part in each round, so that all downloads after the first are changes.
     overrides = [
         "codec.name=int4", "codec.rounding=stochastic", "codec.entropy=zstd", "strategy.num_rounds=4",
         "strategy.clients_per_round=6",
