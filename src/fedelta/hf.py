@@ -133,8 +133,8 @@ def _without_foreign(rows: object, model: nn.Module) -> object:
     """A Hugging Face data set without the columns that the model does not take, as a Trainer removes them."""
     if not is_hugging_face(rows):
         return rows
-    parameters, takes_any, _ = parameters_of(model)
-    names = [name for name in rows.column_names if takes_any or name in (*parameters, *_LABELS)]
+    parameters, _, _ = parameters_of(model)
+    names = [name for name in rows.column_names if name in (*parameters, *_LABELS)]
     return rows.select_columns(names)
 
 
