@@ -2,9 +2,9 @@
 
 Both sides have the same weights, dialogues and order of batches, and take the same steps of AdamW; their losses are
 compared first. The loop pads each batch to its longest row, and gets its loss from transformers. Times are CPU seconds
-of one thread, in turns.
+of one thread, in turns; those of a user's run, with all cores, are in the works L1 to L10 of `benchmarks.peers`.
 
-    .venv/bin/python benchmarks/language.py --hidden 256 --layers 6 --clients 8 --batch 4
+    .venv/bin/python -m benchmarks.language --hidden 256 --layers 6 --clients 8 --batch 4
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor
+from benchmarks.peers.dialogues import drawn_dialogues, examples, llama, llama_backbone, stored
+from benchmarks.peers.works import llama as llama_sizes
+from torch import Tensor, nn
 
-from fedelta.data.batches import Examples, batches
+from fedelta.data.batches import batches
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW
 from fedelta.engine.work import ClientSettings, Job
-from fedelta.modalities.dialogues import Dialogues, Encoded, StoredDialogues
-from fedelta.models.decoders import decoder_of
-from fedelta.models.hub import Backbone
-from fedelta.models.vocabulary import vocabulary_of
+from fedelta.modalities.dialogues import Encoded
 from fedelta.seeds import stream
 from fedelta.strategies.local import Plain
-from fedelta.tasks.language import Language, TokenCounts
+from fedelta.tasks.language import Language
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 
 TARGETS = ("q", "v")
 MODULES = ["q_proj", "v_proj"]
 RANK, ALPHA = 8, 16.0
+PHASES = ("training", "evaluation")
 
 
 def main() -> None:
@@ -59,13 +59,13 @@ def main() -> None:
             run()
             seconds[name].append(time.process_time() - started)
     ratio = median(a / b for a, b in zip(seconds["lanes"], seconds["loop"], strict=True))
-    peaks = {name: peak(name) for name in sides} if options.memory else {}
+    peaks = {phase: {name: peak(name, phase) for name in sides} for phase in PHASES} if options.memory else {}
     print(json.dumps({
-        "parameters": sum(p.numel() for p in network(options).parameters()),
+        "parameters": sum(p.numel() for p in llama(sizes(options)).parameters()),
         "largest relative difference of losses": apart,
         "seconds": {name: median(values) for name, values in seconds.items()},
         "ratio": ratio,
-        **({"peak ratio": peaks["lanes"] / peaks["loop"], "peak_mib": peaks} if peaks else {}),
+        **{f"peak of {phase}": mib | {"ratio": mib["lanes"] / mib["loop"]} for phase, mib in peaks.items()},
     }, indent=2))  # fmt: skip
 
 
@@ -76,41 +76,19 @@ def parse() -> argparse.Namespace:
         "longest": 128, "repeats": 5, "threads": 1, "lanes": 8,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--memory", action="store_true", help="also the peak of a new process for each side")
-    parser.add_argument("--peak", choices=("lanes", "loop"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help="also the peaks of new processes that train or evaluate")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def tokens(options: argparse.Namespace) -> list[Encoded]:
-    """Random dialogues of all clients, whose last third is the response."""
-    generator = stream(0, "tokens")
-    rows = []
-    for _ in range(options.clients * options.batch * options.steps):
-        length = int(torch.randint(options.shortest, options.longest + 1, (), generator=generator))
-        ids = torch.randint(options.vocabulary, (length,), generator=generator).tolist()
-        rows.append(Encoded(ids, [place >= length * 2 // 3 for place in range(length)]))
-    return rows
+    """Random dialogues of all clients."""
+    num_rows = options.clients * options.batch * options.steps
+    return drawn_dialogues(num_rows, options.vocabulary, options.shortest, options.longest)
 
 
-def network(options: argparse.Namespace) -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=options.vocabulary, hidden_size=options.hidden, num_hidden_layers=options.layers,
-        num_attention_heads=options.hidden // 32, num_key_value_heads=options.hidden // 32,
-        intermediate_size=options.hidden * 8 // 3, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
-class _NoTokenizer:
-    pad_token_id = 0
-    model_max_length = 10**9
-
-
-def stored(options: argparse.Namespace, rows: list[Encoded]) -> StoredDialogues:
-    return StoredDialogues.of(rows, Dialogues(_NoTokenizer(), max_length=options.longest))  # type: ignore[arg-type]
+def sizes(options: argparse.Namespace) -> dict[str, object]:
+    return llama_sizes(options.hidden, options.layers, options.vocabulary)
 
 
 def orders(options: argparse.Namespace) -> Iterator[tuple[Tensor, list[Tensor]]]:
@@ -127,22 +105,7 @@ def side(name: str, options: argparse.Namespace, rows: list[Encoded]) -> Callabl
 
 
 def lanes(options: argparse.Namespace, rows: list[Encoded]) -> Callable[[], list[float]]:
-    module, inputs = network(options), stored(options, rows)
-    backbone = Backbone(
-        module, decoder_of(module, "llama"), extra_inputs={"use_cache": False}, vocabulary=vocabulary_of(module)
-    )
-    shared = Lanes(options.lanes)
-    method = Lora(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
-    spec = method.apply(backbone, shared, stream(0, "tuning"))
-    start = {name: module.get_parameter(name)[0].detach().clone() for name in spec}
-    draw_pairs({name: value for name, value in start.items() if "lora_A" in name})
-    client = ClientSettings(local_steps=options.steps, batch_size=options.batch, lr=1e-3, optimizer=AdamW())
-    engine = LaneEngine(
-        backbone, spec, shared, Examples(inputs, TokenCounts(inputs.num_targets.float())),
-        client=client, rule=Plain(), task=Language(),
-    )  # fmt: skip
-    for note in engine.notes:
-        print(note, file=sys.stderr)
+    engine, start = engine_of(options, rows)
 
     def run() -> list[float]:
         jobs = [
@@ -155,11 +118,23 @@ def lanes(options: argparse.Namespace, rows: list[Encoded]) -> Callable[[], list
     return run
 
 
-def loop(options: argparse.Namespace, rows: list[Encoded]) -> Callable[[], list[float]]:
-    from peft import LoraConfig, get_peft_model
+def engine_of(options: argparse.Namespace, rows: list[Encoded]) -> tuple[LaneEngine, dict[str, Tensor]]:
+    """fedelta's engine, and the tensors that every client starts from."""
+    backbone, shared = llama_backbone(sizes(options), options.longest), Lanes(options.lanes)
+    method = Lora(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
+    spec = method.apply(backbone, shared, stream(0, "tuning"))
+    start = {name: backbone.module.get_parameter(name)[0].detach().clone() for name in spec}
+    draw_pairs({name: value for name, value in start.items() if "lora_A" in name})
+    client = ClientSettings(local_steps=options.steps, batch_size=options.batch, lr=1e-3, optimizer=AdamW())
+    train = examples(rows, options.vocabulary, options.longest)
+    engine = LaneEngine(backbone, spec, shared, train, client=client, rule=Plain(), task=Language())
+    for note in engine.notes:
+        print(note, file=sys.stderr)
+    return engine, start
 
-    inputs = stored(options, rows)
-    model = get_peft_model(network(options), LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=MODULES))
+
+def loop(options: argparse.Namespace, rows: list[Encoded]) -> Callable[[], list[float]]:
+    inputs, model = stored(rows, options.vocabulary, options.longest), peft_model(options)
     tuned = {name: value for name, value in model.named_parameters() if value.requires_grad}
     draw_pairs({name: value.data for name, value in tuned.items() if "lora_A" in name})
     start = {name: value.detach().clone() for name, value in tuned.items()}
@@ -184,6 +159,31 @@ def loop(options: argparse.Namespace, rows: list[Encoded]) -> Callable[[], list[
     return run
 
 
+def peft_model(options: argparse.Namespace) -> nn.Module:
+    """The Llama with stock LoRA."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(llama(sizes(options)), LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=MODULES))
+
+
+def evaluation(name: str, options: argparse.Namespace, rows: list[Encoded]) -> Callable[[], float]:
+    """Gives the loss of all rows, in batches of as many rows on both sides."""
+    if name == "lanes":
+        engine, start = engine_of(options, rows)
+        data = examples(rows, options.vocabulary, options.longest)
+        return lambda: engine.evaluator.evaluate(start, data).measures["test_loss"]
+    inputs, model = stored(rows, options.vocabulary, options.longest), peft_model(options).eval()
+
+    @torch.no_grad()
+    def run() -> float:
+        total = 0.0
+        for batch in torch.arange(len(rows)).split(64):
+            total += float(model(**inputs.fetch(batch), use_cache=False).loss) * int(inputs.num_targets[batch].sum())
+        return total / int(inputs.num_targets.sum())
+
+    return run
+
+
 def draw_pairs(down: dict[str, Tensor]) -> None:
     """The same initial values on both sides."""
     for number, name in enumerate(sorted(down)):
@@ -191,14 +191,15 @@ def draw_pairs(down: dict[str, Tensor]) -> None:
         down[name].uniform_(-bound, bound, generator=stream(0, "pair", number))
 
 
-def peak(name: str) -> float:
-    """The highest resident size of a new process that runs one side, in MiB."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--peak", name]
+def peak(name: str, phase: str) -> float:
+    """The highest resident size of a new process in which one side trains or evaluates, in MiB."""
+    command = [sys.executable, "-m", "benchmarks.language", *sys.argv[1:], "--peak", name, phase]
     return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
 def peak_of(options: argparse.Namespace) -> float:
-    run = side(options.peak, options, tokens(options))
+    name, phase = options.peak
+    run = (side if phase == "training" else evaluation)(name, options, tokens(options))
     run()
     # Not `getrusage`, whose peak is that of the process that started this one, if that was higher.
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]

@@ -2,7 +2,7 @@
 
 The rounds are shared out as in the run: with 64 clients of which 16 take part in each of 30 rounds, a client trains for
 8 rounds of its own, with the schedule of the learning rate drawn out over these. Its model is evaluated on its own test
-rows; the measure over all rows is that of a run's `summary.json`.
+rows, or on all of them if they belong to no client; the measure over all rows is that of a run's `summary.json`.
 
     .venv/bin/python -m benchmarks.local_only recipes/instruct-t0.toml --set seed=8 [--rounds 30]
 """
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedelta.assembly.run import Assembly, assemble
+from fedelta.data.batches import Examples
 from fedelta.engine.work import Job
 from fedelta.experiment import Experiment
 from fedelta.params import Params
@@ -43,7 +44,7 @@ def main() -> None:
 def measured(assembly: Assembly, num_rounds: int) -> dict[str, object]:
     """The measures before and after, by client and over all rows."""
     test = assembly.data.test
-    rows_of = {client: torch.where(test.clients == client)[0] for client in assembly.data.partition}
+    rows_of = {client: rows_for(test, client) for client in assembly.data.partition}
     before = [sums(assembly, assembly.model.params, rows) for rows in rows_of.values()]
     after = [sums(assembly, params, rows_of[client]) for client, params in trained(assembly, num_rounds)]
     names = assembly.data.names
@@ -56,6 +57,11 @@ def measured(assembly: Assembly, num_rounds: int) -> dict[str, object]:
             for client, of_client in zip(rows_of, after, strict=True)
         },
     }
+
+
+def rows_for(test: Examples, client: int) -> Tensor:
+    """The test rows on which a client's model is evaluated."""
+    return torch.arange(len(test)) if test.clients is None else torch.where(test.clients == client)[0]
 
 
 def trained(assembly: Assembly, num_rounds: int) -> Iterator[tuple[int, Params]]:

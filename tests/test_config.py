@@ -464,7 +464,10 @@ def test_choices_are_the_names_that_a_section_takes():
     assert choices["codec.name"] == ["float32", "float16", "bfloat16", "int8"]
     adaptive, windowed = ["fedavgm", "fedadagrad", "fedadam", "fedyogi"], ["fedlama", "fedlama-auto"]
     assert choices["strategy.name"] == ["fedavg", *adaptive, "fednova", "scaffold", *windowed, "fedluar"]
-    assert choices["strategy.mean.name"] == ["weighted", "uniform", "median", "trimmed", "clipped"]
+    assert choices["strategy.mean.name"] == [
+        "weighted", "uniform", "median", "trimmed", "krum", "multi-krum", "geometric-median", "clipped",
+    ]  # fmt: skip
+    assert choices["aggregation.name"][:4] == ["plain", "ffa", "rolora", "fedsa"]
     assert choices["client.schedule.name"] == ["constant", "cosine", "step"]
 
 

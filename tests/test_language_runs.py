@@ -81,6 +81,14 @@ def test_training_lowers_the_loss(folder: Path):
     assert measured[-1] < 0.9 * measured[0]
 
 
+def test_a_clients_work_is_its_tokens(folder: Path):
+    site = experiment(folder, "llama", "", "client.local_steps=", "client.local_epochs=2").assembly.site
+    inputs = site.engine.inputs
+    for client, rows in site.partition.items():
+        tokens = sum(int(inputs.fetch(row.view(1))["attention_mask"].sum()) for row in rows)
+        assert site.work_of(client) == pytest.approx(2 * tokens)
+
+
 def test_many_lanes_give_what_one_lane_gives(folder: Path):
     params = [
         experiment(folder, "llama", "", f"runtime.lanes={lanes}").run(folder / f"lanes-{lanes}").params
@@ -265,6 +273,11 @@ def test_options_that_do_not_go_together_are_refused(result, arguments: list[str
     done = CliRunner().invoke(app, ["predict", str(result.path), *arguments])
     assert isinstance(done.exception, InputError) or done.exit_code == 2
     assert problem in (str(done.exception) + done.output)
+
+
+def test_one_prompt_instead_of_a_list_is_a_misuse(result):
+    with pytest.raises(InputError, match="`prompts` is one text, expected a list of prompts"):
+        Predictor.open(result.path).generate("Hi?")
 
 
 def test_answers_have_curves_where_a_setting_asks_for_them(folder: Path):

@@ -199,6 +199,14 @@ def test_what_cannot_be_is_refused_by_name(folder, tmp_path):
         _ = Experiment.from_toml(configuration(folder, tmp_path), ["task.name=classification"]).assembly
 
 
+def test_a_table_without_lists_is_refused_with_the_forms_that_have_them(folder, tmp_path):
+    (tmp_path / "train.csv").write_text("words,tags,site\na b,O B-X,a\nc d,O O,b\n")
+    with pytest.raises(DataError, match=r"are in JSON Lines or Parquet files; a CSV file cannot hold them"):
+        _ = Experiment.from_toml(
+            configuration(folder, tmp_path), [f"data.source={tmp_path / 'train.csv'}", "data.test_source="]
+        ).assembly
+
+
 def test_words_and_tags_of_unequal_length_are_refused(folder, tmp_path):
     from datasets import Dataset
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedelta.data.batches import Examples
 from fedelta.modalities.dialogues import Dialogues, Encoded, StoredDialogues

@@ -26,7 +26,8 @@ class Loaded:
         work: what is done.
         model: pixels to logits, or tokens and labels to losses; its tuned parameters have the values before round 1.
         tuned: those parameters, by fedelta's names.
-        pixels: float32 of shape [N, channels, side, side]; of a language model tokens, int64 of shape [N, T], -1 for none.
+        pixels: float32 of shape [N, channels, side, side]; of a language model its tokens, int64 of shape [N, T], with
+            -1 as padding.
         labels: int64 of shape [N]; of a language model [N, T], -100 where nothing is trained on.
         orders: rows of each step, int64 of shape [rounds, clients, steps, batch].
     """

@@ -17,6 +17,8 @@ VIT = {
     "image_size": 32,
     "patch_size": 4,
 }
+
+
 def llama(hidden: int, layers: int, vocabulary: int) -> dict[str, object]:
     """A Llama with heads of 32 features, an MLP of 8/3 of the width, and one embedding for input and output."""
     return {

@@ -10,16 +10,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedelta.aggregation.base import Aggregation as Aggregation
+    from fedelta.aggregation.fedex import FedEx as FedEx
+    from fedelta.aggregation.fedsa import FedSa as FedSa
+    from fedelta.aggregation.ffa import Ffa as Ffa
+    from fedelta.aggregation.flora import Flora as Flora
+    from fedelta.aggregation.geometric_median import GeometricMedian as GeometricMedian
+    from fedelta.aggregation.hlora import Hlora as Hlora
+    from fedelta.aggregation.krum import Krum as Krum
+    from fedelta.aggregation.krum import MultiKrum as MultiKrum
+    from fedelta.aggregation.low_rank import Apart as Apart
+    from fedelta.aggregation.low_rank import LowRank as LowRank
     from fedelta.aggregation.means import Clipped as Clipped
     from fedelta.aggregation.means import Uniform as Uniform
     from fedelta.aggregation.means import Weighted as Weighted
     from fedelta.aggregation.robust import Median as Median
     from fedelta.aggregation.robust import Trimmed as Trimmed
+    from fedelta.aggregation.rolora import RoLora as RoLora
     from fedelta.assembly.objects import Objects as Objects
     from fedelta.codecs.base import Codec as Codec
     from fedelta.codecs.cast import Cast as Cast
     from fedelta.codecs.channel import Channel as Channel
-    from fedelta.codecs.quantize import Int8 as Int8
+    from fedelta.codecs.quantize import Integers as Integers
+    from fedelta.codecs.sign import Sign as Sign
+    from fedelta.codecs.sparse import RandomK as RandomK
+    from fedelta.codecs.sparse import TopK as TopK
     from fedelta.comparison.compare import compare as compare
     from fedelta.comparison.result import Comparison as Comparison
     from fedelta.config import Config as Config
@@ -105,18 +119,30 @@ if TYPE_CHECKING:
     from fedelta.tuning.lora import Lora as Lora
     from fedelta.tuning.parallel import Parallel as Parallel
     from fedelta.tuning.prompt import Prompt as Prompt
+    from fedelta.tuning.ranks import RankByClient as RankByClient
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "aggregation.base": ("Aggregation",),
+    "aggregation.fedex": ("FedEx",),
+    "aggregation.fedsa": ("FedSa",),
+    "aggregation.ffa": ("Ffa",),
+    "aggregation.flora": ("Flora",),
+    "aggregation.geometric_median": ("GeometricMedian",),
+    "aggregation.hlora": ("Hlora",),
+    "aggregation.krum": ("Krum", "MultiKrum"),
+    "aggregation.low_rank": ("Apart", "LowRank"),
     "aggregation.means": ("Clipped", "Uniform", "Weighted"),
     "aggregation.robust": ("Median", "Trimmed"),
+    "aggregation.rolora": ("RoLora",),
     "assembly.objects": ("Objects",),
     "codecs.base": ("Codec",),
     "codecs.cast": ("Cast",),
     "codecs.channel": ("Channel",),
-    "codecs.quantize": ("Int8",),
+    "codecs.quantize": ("Integers",),
+    "codecs.sign": ("Sign",),
+    "codecs.sparse": ("RandomK", "TopK"),
     "comparison.compare": ("compare",),
     "comparison.result": ("Comparison",),
     "config": ("Config", "load_config"),
@@ -161,9 +187,9 @@ _MODULES = {
     "tasks.base": ("Task",),
     "tasks.classification": ("Classification", "Prediction"),
     "tasks.labels": ("Labels",),
+    "tasks.language": ("Language",),
     "tasks.multi_label": ("MultiLabel",),
     "tasks.own_loss": ("OwnLoss",),
-    "tasks.language": ("Language",),
     "tasks.regression": ("Regression",),
     "tasks.tokens": ("Tokens",),
     "tracking.settings": ("Tracking",),
@@ -179,6 +205,7 @@ _MODULES = {
     "tuning.lora": ("Lora",),
     "tuning.parallel": ("Parallel",),
     "tuning.prompt": ("Prompt",),
+    "tuning.ranks": ("RankByClient",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

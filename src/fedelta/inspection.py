@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -17,8 +18,9 @@ from fedelta.imports import collector_paused
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.translate import placed
 from fedelta.models.hub import Backbone, build
-from fedelta.params import ParamSpec
+from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.record.runlog import BYTES_PER_FLOAT32
+from fedelta.seeds import stream
 from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
 
@@ -50,7 +52,10 @@ class Inspection:
         running_statistics: number of scalars of batch norms that travel but are not trained.
         groups: group to the number of its scalars that travel, those that the strategy adds included.
         payload_bytes: length of one upload with all tensors, header included.
-        download_bytes: length of one download; differs only if the directions have different codecs.
+        download_bytes: length of the first download of a client, or of any if downloads carry whole values.
+        change_bytes: length of the download of a client that was in the round before; None if downloads carry whole
+            values.
+        is_estimate: whether the lengths depend on the values; these are drawn from a normal distribution.
         tensor_bytes: length of one upload without the header.
         full_model_bytes: length of the whole model in float32, without running statistics.
         tiers: one for each exit; empty for a model without exits.
@@ -64,6 +69,8 @@ class Inspection:
     download_bytes: int
     tensor_bytes: int
     full_model_bytes: int
+    change_bytes: int | None = None
+    is_estimate: bool = False
     tiers: tuple[Tier, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
@@ -72,7 +79,7 @@ class Inspection:
 
 
 def inspect(config: Config) -> Inspection:
-    """Returns the sizes for `config`, from a model without memory and encoded zeros.
+    """Returns the sizes for `config`, from a model without memory and encoded numbers.
 
     Reads the data only to find their classes or the numbers of a regression: not if `model.num_classes` is set, nor for
     the embedded digits.
@@ -92,8 +99,9 @@ def inspect(config: Config) -> Inspection:
     steering = config.strategy.steering
     wire = spec if steering is None else steering.extend(spec)
     shared = {name: wire.tensors[name] for name in wire.shared}
-    zeros = {name: torch.zeros(tensor.shape) for name, tensor in shared.items()}
-    payload, tensor_bytes = encode(zeros, wire, config.codec.up)
+    codec = config.codec
+    values = _values(shared, drawn=codec.is_estimate)
+    payload, tensor_bytes = encode(values, wire, codec.up, compress=codec.compresses)
     return Inspection(
         tuned_parameters=spec.num_parameters,
         total_parameters=total_parameters,
@@ -103,11 +111,21 @@ def inspect(config: Config) -> Inspection:
             for group, names in wire.groups.items()
         },
         payload_bytes=len(payload),
-        download_bytes=len(encode(zeros, wire, config.codec.down)[0]),
+        download_bytes=len(codec.first_download(values, wire)),
+        change_bytes=len(codec.change(values, wire)) if codec.sends_changes else None,
+        is_estimate=codec.is_estimate,
         tensor_bytes=sum(tensor_bytes.values()),
         full_model_bytes=BYTES_PER_FLOAT32 * total_parameters,
         tiers=_tiers(config, backbone, spec, wire),
     )
+
+
+def _values(tensors: Mapping[str, TensorSpec], *, drawn: bool) -> Params:
+    """Values to encode: zeros, or drawn numbers where the length of what is encoded depends on them."""
+    return {
+        name: torch.randn(tensor.shape, generator=stream(0, name)) if drawn else torch.zeros(tensor.shape)
+        for name, tensor in tensors.items()
+    }
 
 
 def _class_names(config: Config) -> tuple[str, ...]:
@@ -136,7 +154,8 @@ def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec)
     )
     sizes = []
     for depth in depths:
-        zeros = {name: torch.zeros(wire.tensors[name].shape) for name in wire.shared if tiers.owns(depth, name)}
-        scalars = sum(spec.tensors[name].numel for name in zeros if name in spec and spec.tensors[name].trained)
-        sizes.append(Tier(depth, scalars, len(encode(zeros, wire, config.codec.up)[0])))
+        owned = {name: wire.tensors[name] for name in wire.shared if tiers.owns(depth, name)}
+        values = _values(owned, drawn=config.codec.is_estimate)
+        scalars = sum(spec.tensors[name].numel for name in values if name in spec and spec.tensors[name].trained)
+        sizes.append(Tier(depth, scalars, len(config.codec.upload(values, wire))))
     return tuple(sizes)

@@ -21,7 +21,6 @@ from fedelta.federation.rounds import federate
 from fedelta.imports import collector_spared
 from fedelta.inference.adapter import SavedAdapter, write_adapter
 from fedelta.inference.costs import costs_of
-from fedelta.inference.folding import folded
 from fedelta.modalities.settings import Preparation
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
@@ -259,10 +258,9 @@ def keep_adapter(directory: Path, parts: Parts, params: Params, record: Record) 
     """
     config, backbone = parts.config, parts.model.backbone
     modality = backbone.modality
-    tuning, tensors = folded(parts.model.tuning, params, backbone.anatomy)
     adapter = SavedAdapter(
-        tuning,
-        tensors,
+        parts.model.tuning,
+        params,
         base=backbone.checkpoint if is_in_python(config.model.source) else config.model.source or "",
         class_names=parts.class_names,
         model=config.model,

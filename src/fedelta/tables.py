@@ -33,7 +33,11 @@ def table_of_sizes(title: str, sizes: Inspection) -> Table:
     table.add_row("tuned", f"{sizes.tuned_parameters:,} of {sizes.total_parameters:,} ({share:.2%})")
     if sizes.running_statistics:
         table.add_row("running statistics", f"{sizes.running_statistics:,}")
-    if sizes.download_bytes == sizes.payload_bytes:
+    if sizes.change_bytes is not None:
+        table.add_row("per client, first download", f"{sizes.download_bytes / MIB:.3f} MiB")
+        table.add_row("per client, change since the round before", f"{sizes.change_bytes / MIB:.3f} MiB")
+        table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
+    elif sizes.download_bytes == sizes.payload_bytes:
         table.add_row("per client and direction", f"{sizes.payload_bytes / MIB:.3f} MiB")
     else:
         table.add_row("per client, down", f"{sizes.download_bytes / MIB:.3f} MiB")

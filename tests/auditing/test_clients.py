@@ -13,7 +13,7 @@ from fedelta.auditing.bounds import Measured, measured
 from fedelta.auditing.clients import ClientTrials, watched
 from fedelta.auditing.streams import Streams
 from fedelta.codecs.channel import Channel
-from fedelta.codecs.quantize import Int8
+from fedelta.codecs.quantize import Integers
 from fedelta.data.clients import Clients
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, TensorSpec
@@ -71,7 +71,7 @@ KINDS = {
     "fixed cohorts": {"strategy": FedAvg(clients_per_round=2, mean=Uniform())},
     "per group": {"clipping": "per-group", "spec": LAYERS},
     "adaptive": {"clipping": "adaptive", "count_noise": 8.0},
-    "int8": {"channel": Channel(up=Int8())},
+    "int8": {"channel": Channel(up=Integers())},
     "windows": {
         "strategy": FedLama(phi=2, tau=1, mean=Uniform(), clients_per_round=3, sampling="poisson"),
         "spec": LAYERS,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,8 @@ def test_a_text_beside_prompts_is_left_alone(tmp_path: Path):
     ("rows", "fields", "problem"),
     [
         ([{"a": "x"}] * 4, {}, "found no column of dialogues among 'a'; set `data.prompt_column` and"),
+        ([{"messages": json.dumps(CHAT)}] * 4, {}, "column 'messages' holds texts, expected lists of messages with"),
+        ([{"m": "a"}] * 4, {"messages_column": "m"}, "for plain texts set `data.text_column`"),
         ([{"prompt": "a", "response": "b", "messages": CHAT}] * 4, {}, "found several forms of dialogues"),
         ([{"text": "a"}] * 4, {"prompt_column": "q"}, "no column 'q' (`data.prompt_column`), the columns are 'text'"),
         ([{"text": "a", "y": 1}] * 4, {"label_column": "y"}, "`data.label_column` is 'y', which a language model does"),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.builders import assert_close, assert_same_bits, deltas_of, jobs_for, start_of
 from tests.engine.test_tokens import backbone_of
 from tests.small_language import small_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedelta.data.batches import Examples
-from fedelta.engine import products
+from fedelta.engine import evaluator, products
 from fedelta.engine.filling import chunks_of
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Optimizer, Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.modalities.dialogues import Dialogues, Encoded, StoredDialogues
-from fedelta.models import frozen
+from fedelta.models import frozen, token_losses
 from fedelta.seeds import stream
 from fedelta.strategies.local import Plain
 from fedelta.tasks.language import Language, TokenCounts
@@ -42,9 +45,11 @@ def examples(num_rows: int = 12) -> Examples:
 
 
 def engine_of(
-    method: TuningMethod = QUERIES, *, lanes: int = 2, recomputes: bool = False, optimizer: Optimizer = PLAIN
-) -> LaneEngine:
-    backbone, shared = backbone_of("llama", num_hidden_layers=3, tie_word_embeddings=False), Lanes(lanes)
+    method: TuningMethod = QUERIES, *, family: str = "llama", lanes: int = 2, recomputes: bool = False,
+    optimizer: Optimizer = PLAIN,
+) -> LaneEngine:  # fmt: skip
+    backbone, shared = backbone_of(family, num_hidden_layers=3, tie_word_embeddings=False), Lanes(lanes)
+    backbone = replace(backbone, modality=Dialogues(small_tokenizer(has_pad=True), max_length=16))
     spec = method.apply(backbone, shared, stream(1))
     client = ClientSettings(batch_size=2, local_epochs=2, optimizer=optimizer)
     return LaneEngine(
@@ -116,3 +121,45 @@ def test_clients_that_take_the_lanes_of_others_train_as_if_alone():
     deltas = deltas_of(together, jobs_for(sizes, start_of(together)))
     for job in jobs_for(sizes, start_of(alone)):
         assert_close(deltas[job.client_id], deltas_of(alone, [job])[job.client_id], rtol=1e-3, atol=1e-6)
+
+
+class _Logits(TorchDispatchMode):
+    """Notes the largest number of tokens whose scores for all 320 words are in one tensor."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> object:
+        outputs = func(*args, **(kwargs or {}))
+        for tensor in outputs if isinstance(outputs, tuple) else (outputs,):
+            if not isinstance(tensor, torch.Tensor) or tensor.dim() < 2 or tensor.shape[-1] != 320:
+                continue
+            if tensor.untyped_storage().data_ptr() not in self.weights:
+                self.most = max(self.most, tensor.numel() // 320)
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "most"),
+    [
+        # Parts of 5 tokens, of the 40 that are trained on in 12 rows; as many if the output embedding is tuned too.
+        ("llama", QUERIES, 5),
+        ("llama", Full(), 5),
+        # The model itself returns the logits of all tokens: of 2 rows of up to 16, because 40 // 16 = 2.
+        ("gemma2", QUERIES, 32),
+    ],
+)
+def test_an_evaluation_has_the_logits_of_few_tokens_at_a_time(
+    family: str, method: TuningMethod, most: int, monkeypatch: pytest.MonkeyPatch
+):
+    engine = engine_of(method, family=family, lanes=1)
+    start, rows = start_of(engine), examples()
+    expected = engine.evaluator.evaluate(start, rows)
+    monkeypatch.setitem(token_losses._CHUNK_LOGITS, "cpu", 5 * 320)
+    monkeypatch.setitem(evaluator._BATCH_LOGITS, "cpu", 40 * 320)
+    with _Logits(engine.backbone.module) as logits:
+        evaluated = engine.evaluator.evaluate(start, rows)
+    assert 1 < logits.most <= most
+    assert evaluated.measures["test_loss"] == pytest.approx(expected.measures["test_loss"], rel=1e-5)

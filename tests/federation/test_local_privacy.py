@@ -11,7 +11,7 @@ from tests.contracts.test_tuning_methods import METHODS, fits
 
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
-from fedelta.codecs.quantize import Int8
+from fedelta.codecs.quantize import Integers
 from fedelta.codecs.wire import decode, encode
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site
@@ -97,7 +97,7 @@ def test_no_training_loss_leaves_a_client_under_any_unit():
         assert [reply.metrics for reply in replies_of(replace(site, privacy=privacy)).values()] == [{}, {}]
 
 
-@pytest.mark.parametrize("codec", [Cast(name="float16"), Int8()], ids=["float16", "int8"])
+@pytest.mark.parametrize("codec", [Cast(name="float16"), Integers()], ids=["float16", "int8"])
 def test_noise_comes_before_the_codec_and_its_residual(codec):
     site = site_of(1.0)
     noisy = sent(site)[0]

@@ -31,7 +31,7 @@ from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.strategies.base import RoundPlan
 from fedelta.testing.federations import played
 
-C = 1e-3  # below the norm of every delta
+C = 1e-3  # below the norm of nearly every delta
 KINDS = ("lora", "head", "accumulator+adapter", "bias", "full")
 
 
@@ -71,9 +71,9 @@ def test_every_strategy_clips_and_randomises_every_kind_of_tuning_method(
     federation, standing, _ = played(strategy, METHODS[kind], "vit")
     [*_, last] = run(private(federation), standing)
     assert len(norms) == 6
-    # Nothing is due in the first round of FedLAMA-auto.
-    assert all(after <= C < before for before, after in norms if before)
-    assert sum(before > 0 for before, _ in norms) >= 3
+    assert all(after <= C for _, after in norms)
+    # Nothing is due in the first round of FedLAMA-auto, and with SCAFFOLD a client of one step has nothing to add.
+    assert sum(before > C for before, _ in norms) >= (3 if "auto" in name else 5)
     moved = {name: last.params[name] - standing.params[name] for name in federation.spec.shared}
     # Noise of deviation C / 3 in the mean of the last round at least; server optimizers have steps of their own.
     assert all(float((tensor != 0).double().mean()) > 0.9 for tensor in moved.values())

@@ -50,7 +50,7 @@ class Unchecked:
     name: str = "float32"
     feeds_back: bool = False
 
-    def pack(self, name: str, tensor: Tensor) -> bytes:
+    def pack(self, name: str, tensor: Tensor, seed: int) -> bytes:
         return tensor.numpy().tobytes()
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
@@ -514,7 +514,7 @@ class Counting:
     name: str = "float32"
     feeds_back: bool = False
 
-    def pack(self, name: str, tensor: Tensor) -> bytes:
+    def pack(self, name: str, tensor: Tensor, seed: int) -> bytes:
         return tensor.numpy().tobytes()
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:

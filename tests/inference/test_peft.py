@@ -25,6 +25,8 @@ from tests.inference.adapters import (
 )
 from torch import Tensor
 
+from fedelta.aggregation.flora import Flora
+from fedelta.aggregation.low_rank import prepared
 from fedelta.errors import AdapterError
 from fedelta.inference.adapter import SavedAdapter, read_adapter, write_adapter
 from fedelta.inference.opening import install
@@ -106,6 +108,34 @@ def test_stock_peft_computes_the_logits_of_our_adapter(case, checkpoint, tmp_pat
     assert [str(item.message) for item in caught if "is_gradient_checkpointing" not in str(item.message)] == []
     torch.testing.assert_close(result, expected, **(RELATIVE if "resnet" in family else TOLERANCE))
     assert (result - untuned).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("family", "tuning", "rows"),
+    [
+        ("vit", Lora(r=3), 5),
+        ("vit", Lora(r=3, use_rslora=True), 400),  # more than the layer has
+        ("resnet", Lora(r=2, target_modules="all-conv"), 4),
+    ],
+)
+def test_stock_peft_computes_what_is_carried_beside_the_pairs(family, tuning, rows, checkpoint, tmp_path):
+    base, inputs, backbone = checkpoint(family), inputs_of(family), backbone_of(checkpoint(family))
+    spec = prepared(Flora(), backbone.module, tuning.apply(backbone, Lanes(1), stream(0)))
+    params = {}
+    for name, tensor in spec.tensors.items():
+        params[name] = 0.1 * torch.randn(tensor.shape, generator=stream(1, name))
+        if name.endswith("carried_A"):
+            params[name][rows:] = 0
+        backbone.module.get_parameter(name).data[0] = params[name]
+    with torch.no_grad():
+        expected = backbone.logits(inputs)
+    card = {"modality": "image", "extra_inputs": backbone.extra_inputs}
+    adapter = SavedAdapter(tuning, params, base=str(base), class_names=CLASS_NAMES)
+    write_adapter(tmp_path / "adapter", adapter, backbone.anatomy, card)
+    stock = peft.PeftModel.from_pretrained(base_of(family, base), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        result = stock(**inputs).logits
+    torch.testing.assert_close(result, expected, **(RELATIVE if "resnet" in family else TOLERANCE))
 
 
 def test_stock_peft_gives_a_base_model_of_other_classes_our_head(checkpoint, tmp_path):

@@ -36,6 +36,28 @@ def test_the_tokens_of_the_response_are_trained_on_and_the_end_of_the_text():
     assert trained_text(modality(), pair("What does the dog do?", "The dog woofs.")) == "The dog woofs.</s>"
 
 
+@pytest.mark.parametrize("end", ["<|endoftext|>", "</s>", "<|im_end|>\n"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda text: pair("Hi?", text),
+        lambda text: [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": text}],
+        lambda text: text,
+    ],
+    ids=["a pair", "messages", "a text"],
+)
+def test_the_end_of_a_text_of_another_model_is_left_out_and_told(value, end, caplog):
+    assert trained_text(modality(), value(f"Ho.{end}")) == "Ho.</s>"
+    modality().store(column([value(f"Ho.{end}"), value("Ho.")]), 1)
+    assert "the training set: of 2 rows, 1 end in the token of some model" in caplog.text
+
+
+def test_a_response_that_is_only_an_end_is_kept(caplog):
+    assert trained_text(modality(), pair("Hi?", "<|endoftext|>")) == "<|endoftext|></s>"
+    modality().store(column([pair("Hi?", "<|endoftext|>")]), 1)
+    assert "end in the token" not in caplog.text
+
+
 def test_all_tokens_are_trained_on_by_setting():
     assert trained_text(modality(train_on="all"), pair("Hi?", "Ho.")) == "Hi?\nHo.</s>"
 
@@ -105,7 +127,9 @@ def test_rows_without_a_dialogue_are_refused_by_number():
 def test_a_text_of_one_token_has_nothing_to_predict():
     tokenizer = small_tokenizer(has_eos=False)
     kind = Dialogues(tokenizer, DialogueSettings(template="plain"))
-    with pytest.raises(DataError, match="row 0 has no token to train on"):
+    with pytest.raises(
+        DataError, match=r"row 0 has no token to train on\nhint: this is so in every row: raise `data.max"
+    ):
         kind.store(column(["a"]), 0)
 
 

@@ -26,7 +26,7 @@ CHAT = [
         ([{"role": "user", "content": "a"}], "has no turn of the assistant"),
         ([], "has no turn of the assistant"),
         ([{"role": "assistant", "content": " "}], "has an empty response"),
-        ([{"content": "a"}], "has a message 1 without `role` and `content`"),
+        ([{"content": "a"}], "has a message 1 with 'content', expected `role` and `content`"),
         ([{"role": "bot", "content": "a"}], "has a message 1 of role 'bot', expected one of system, developer, user"),
         ([{"role": "user", "content": 1}], "has a message 1 (user) whose `content` is no text"),
         (3.5, "holds float, expected a text, a prompt with its response, or a list of messages"),

@@ -75,7 +75,8 @@ EACH = f"{WHAT} holds {{}}, expected a list of labels in each row; {{}}"
         (column(["a", 1]), f"{WHAT} holds lists of 'int', 'str', expected"),
         (column(["a"], None, ["b"]), f"{WHAT} holds nothing in 1 rows: rows 1; label them (an empty list is no label)"),
         (column(["a"], ["a"]), "label column 'tags' has 1 labels, expected 2 or more"),
-        (beside([0, 2], [1, 1]), "training set: label column 'dog, cat' holds lists of 'float', 'int', expected"),
+        (beside([0, 2], [1, 0.5]), "training set: label columns 'dog, cat' hold 0.5, 2, expected 0 or 1; to predict"),
+        (beside(["yes", "no"]), "training set: label columns 'dog, cat' hold 'no', 'yes', expected 0 or 1"),
         (beside([0, None], [1, 1]), "training set: label column 'dog, cat' holds nothing in 1 rows: rows 0"),
     ],
 )  # fmt: skip

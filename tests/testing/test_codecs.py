@@ -20,7 +20,7 @@ class Good(Settings):
     name: Literal["good"] = "good"
     feeds_back: ClassVar[bool] = False
 
-    def pack(self, name: str, tensor: Tensor) -> bytes:
+    def pack(self, name: str, tensor: Tensor, seed: int) -> bytes:
         if not tensor.isfinite().all():
             raise PayloadError("not finite")
         return tensor.contiguous().numpy().tobytes()
@@ -64,8 +64,8 @@ class Shifted(Good):
 
 
 class Dithered(Good):
-    def pack(self, name: str, tensor: Tensor) -> bytes:
-        return super().pack(name, tensor + 1e-9 * torch.rand(tensor.shape))
+    def pack(self, name: str, tensor: Tensor, seed: int) -> bytes:
+        return super().pack(name, tensor + 1e-9 * torch.rand(tensor.shape), seed)
 
 
 _seen: list[int] = []
@@ -74,23 +74,23 @@ _seen: list[int] = []
 class Counting(Good):
     """Bytes that depend on how many tensors were packed before."""
 
-    def pack(self, name: str, tensor: Tensor) -> bytes:
+    def pack(self, name: str, tensor: Tensor, seed: int) -> bytes:
         _seen.append(1)
-        return super().pack(name, tensor * (1 + 1e-6 * (len(_seen) % 7)))
+        return super().pack(name, tensor * (1 + 1e-6 * (len(_seen) % 7)), seed)
 
 
 class InPlace(Good):
-    def pack(self, name: str, tensor: Tensor) -> bytes:
-        return super().pack(name, tensor.mul_(1.0 + 1e-3))
+    def pack(self, name: str, tensor: Tensor, seed: int) -> bytes:
+        return super().pack(name, tensor.mul_(1.0 + 1e-3), seed)
 
 
 class ColumnMajor(Good):
-    def pack(self, name: str, tensor: Tensor) -> bytes:
-        return super().pack(name, tensor) if tensor.is_contiguous() else super().pack(name, tensor.T)
+    def pack(self, name: str, tensor: Tensor, seed: int) -> bytes:
+        return super().pack(name, tensor if tensor.is_contiguous() else tensor.T, seed)
 
 
 class AcceptsNan(Good):
-    def pack(self, name: str, tensor: Tensor) -> bytes:
+    def pack(self, name: str, tensor: Tensor, seed: int) -> bytes:
         return tensor.contiguous().numpy().tobytes()
 
 

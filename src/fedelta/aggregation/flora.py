@@ -9,7 +9,7 @@ Differs from the paper: weights are in B alone, so that the product has them onc
 in earlier ones get the change of all rounds, which the paper's clients, all of them in every round, have added up
 themselves.
 
-Source: Wang et al. 2024 (FLoRA, arXiv 2409.05976), Eq. 5 and Algorithm 1.
+Source: Wang et al. 2024 (FLoRA, arXiv 2409.05976).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ others, and zeros in B: as zeros in both it could never learn.
 
 If clients agree in one factor, bit by bit, plain averaging is exact and is used, unless ranks differ.
 
-Source: Bai et al. 2024 (FlexLoRA, arXiv 2402.11505), section 3; Liu et al. 2025 (HLoRA, arXiv 2503.00813).
+Source: Bai et al. 2024 (FlexLoRA, arXiv 2402.11505); Liu et al. 2025 (HLoRA, arXiv 2503.00813).
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ from dataclasses import replace
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from fedelta.aggregation.means import Uniform, Weighted
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Context, Settings
 from fedelta.tuning.combined import Combined
-from fedelta.tuning.lora import Lora, carried_shapes
+from fedelta.tuning.lora import Lora, carried_shapes, carry
 
 Factor = Literal["lora_A", "lora_B"]
 FACTORS: tuple[Factor, Factor] = ("lora_A", "lora_B")
@@ -143,6 +143,16 @@ class Apart(Factors):
 def paths_of(names: Iterable[str]) -> tuple[str, ...]:
     """Paths of the layers with a pair, in order."""
     return tuple(name.removesuffix(".lora_A") for name in names if name.endswith(".lora_A"))
+
+
+def prepared(method: LowRank, module: nn.Module, spec: ParamSpec) -> ParamSpec:
+    """`spec` as `sourced` gives it, of a model that is edited to fit: it has space for what is carried."""
+    if method.carries:
+        carry(module)
+    spec = sourced(method, spec)
+    for name, tensor in spec.tensors.items():
+        module.get_parameter(name).requires_grad_(tensor.trained)
+    return spec
 
 
 def sourced(method: LowRank, spec: ParamSpec) -> ParamSpec:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedelta.aggregation.low_rank import sourced
+from fedelta.aggregation.low_rank import prepared
 from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
@@ -34,7 +34,7 @@ from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.full import Full
 from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
-from fedelta.tuning.lora import Lora, carry
+from fedelta.tuning.lora import Lora
 from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
 from fedelta.tuning.proof import apply_proved
 
@@ -198,12 +198,7 @@ def apply_tuning(
     else:
         spec = apply_proved(tuning, backbone, lanes, generator, sample)
     _check_norms(config, tuning, backbone)
-    if config.aggregation.carries:
-        carry(backbone.module)
-    spec = sourced(config.aggregation, spec)
-    for name, tensor in spec.tensors.items():
-        backbone.module.get_parameter(name).requires_grad_(tensor.trained)
-    return spec
+    return prepared(config.aggregation, backbone.module, spec)
 
 
 def adopted_tuning(config: Config, adapter: SavedAdapter, backbone: Backbone) -> TuningMethod:
@@ -276,6 +271,7 @@ def _reconcile(
         methods = tuple(method for method, _ in parts)
         return adopted.model_copy(update={"methods": methods}), [field for _, fields in parts for field in fields]
     if isinstance(chosen, Lora) and isinstance(adopted, Lora):
+        adopted = adopted.model_copy(update={"rank_by_client": chosen.rank_by_client})
         # An adapter from elsewhere may lack a head; then the configuration decides whether one is trained.
         if adopted.train_head is False:
             adopted = adopted.model_copy(update={"train_head": chosen.train_head})

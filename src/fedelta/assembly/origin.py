@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from fedelta.assembly.model import TunedModel
 from fedelta.config import Config
@@ -24,7 +25,13 @@ from fedelta.record.origin import (
 )
 
 
-def origin_of(config: Config, model: TunedModel, data: FederatedData, tiers: Tiers | None) -> Origin:
+def origin_of(
+    config: Config,
+    model: TunedModel,
+    data: FederatedData,
+    tiers: Tiers | None,
+    ranks: Mapping[int, int] = MappingProxyType({}),
+) -> Origin:
     """Returns the settings and the digests of the inputs that a run of `config` starts from.
 
     Args:
@@ -32,8 +39,11 @@ def origin_of(config: Config, model: TunedModel, data: FederatedData, tiers: Tie
         model: whose tuning method may come from an adapter.
         data: of all clients.
         tiers: of all clients; they may come from a file.
+        ranks: of the clients; likewise.
     """
     inputs = {**model.identity, **evaluated(data.test, data.class_names), **trained_on(data, tiers)}
+    if ranks:
+        inputs["ranks of the clients"] = hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()
     return Origin(settings_of(config.to_table({"tuning": model.tuning})), inputs)
 
 

@@ -106,7 +106,7 @@ def warn_of_measures(config: Config, *, has_own_norms: bool = False, at_sites: b
     uncovered = {
         "`data.evaluate_on` is 'validation', so that rows of clients are measured on": config.data.evaluate_on
         == "validation",
-        "`model.batch_norm` is 'local', so that models are measured with norms that clients keep": has_own_norms,
+        "models are measured with tensors that clients keep, such as their norms": has_own_norms,
         "`[deployment]` lets sites measure on data of theirs": at_sites,
     }
     for what, applies in uncovered.items():

@@ -22,7 +22,6 @@ from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, check_cohort, protecting, strategy_of
 from fedelta.assembly.settling import adopting, settled
 from fedelta.assembly.site import build_site, details, evaluate, few_rows, read_data, thorough
-from fedelta.codecs.wire import encode
 from fedelta.config import Config, parse_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Clients
@@ -31,6 +30,7 @@ from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.client import Site
+from fedelta.federation.pairs import NO_RANKS
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
@@ -123,7 +123,9 @@ class Assembly:
     @cached_property
     def origin(self) -> Origin:
         """The settings and inputs that the run starts from."""
-        return origin_of(self.config, self.model, self.data, self.tiers)
+        pairs = self.federation.pairs
+        ranks = NO_RANKS if pairs is None else pairs.ranks
+        return origin_of(self.config, self.model, self.data, self.tiers, ranks)
 
     @property
     def partition(self) -> Record:
@@ -309,7 +311,7 @@ def _check_deadline(config: Config, federation: Federation, params: Params) -> N
     if federation.tiers is not None:
         downloads = federation.tiers.held(downloads)
     num_bytes = {
-        names: len(encode(select({**state, **params}, names), federation.wire, config.codec.down)[0])
+        names: len(config.codec.first_download(select({**state, **params}, names), federation.wire))
         for names in set(downloads.values())
     }
     times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in downloads.items())

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from fedelta.aggregation.low_rank import paths_of
 from fedelta.assembly.model import work_of
-from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.contract import started
-from fedelta.federation.pairs import Pairs
+from fedelta.federation.pairs import pairs_of
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import provider_of
@@ -22,6 +22,8 @@ from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.randomness import Randomness
 from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
+from fedelta.tuning.combined import Combined
+from fedelta.tuning.lora import Lora
 
 logger = logging.getLogger("fedelta")
 
@@ -57,6 +59,7 @@ def build_server(
     budget = config.byte_budget_mib
     strategy = strategy_of(config, spec, params, len(clients.numbers))
     started(strategy, params, spec)  # raises if the strategy does not fit the groups
+    pairs = pairs_of(config.aggregation, config.tuning, spec, strategy.cohort_rounds)
     federation = Federation(
         strategy=strategy,
         runtime=runtime,
@@ -69,12 +72,23 @@ def build_server(
         evaluate_every=config.evaluate_every,
         byte_budget=None if budget is None else int(budget * 2**20),
         tiers=tiers,
-        pairs=Pairs(config.aggregation, spec, strategy.cohort_rounds),
+        pairs=None if pairs is None else replace(pairs, ranks=ranks_of(config, spec, clients, tiers)),
         has_plugin=any(provider_of(method) is not None for method in (strategy, strategy.mean)),
     )
     _warn_of_one_group(federation, config.tuning.name)
     _check_mean(federation)
     return federation
+
+
+def ranks_of(config: Config, spec: ParamSpec, clients: Clients, tiers: Tiers | None) -> dict[int, int]:
+    """The rank of each client's pairs; empty if it is that of the server for all."""
+    tuning = config.tuning
+    for method in tuning.methods if isinstance(tuning, Combined) else (tuning,):
+        if isinstance(method, Lora) and method.rank_by_client is not None:
+            depths = None if tiers is None else tiers.depths
+            most = max(spec.tensors[f"{path}.lora_A"].shape[0] for path in paths_of(spec))
+            return method.rank_by_client.of(clients, most, config.seed, depths)
+    return {}
 
 
 def _warn_of_one_group(federation: Federation, tuning_name: str) -> None:
@@ -140,7 +154,7 @@ def strategy_of(config: Config, spec: ParamSpec, params: Params, num_clients: in
 
     def exchange_bytes(names: tuple[str, ...]) -> int:
         tensors = select(params, names)
-        return sum(len(encode(tensors, spec, codec)[0]) for codec in (config.codec.down, config.codec.up))
+        return len(config.codec.first_download(tensors, spec)) + len(config.codec.upload(tensors, spec))
 
     return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, exchange_bytes)
 

@@ -129,7 +129,7 @@ def server_bench(config: Config, model: TunedModel, test: Examples, class_names:
     """
     if model.spec.kept:
         raise ConfigError(
-            [f"`model.batch_norm` is {config.model.batch_norm!r}, so that only the clients have whole models"],
+            [f"the clients keep {len(model.spec.kept)} tensors, so that only they have whole models"],
             hint='let the sites measure: `deployment.evaluate = "sites"`.',
         )
     plain = config.model_copy(update={"augmentation": Augmentation()})  # test examples are never augmented

@@ -28,7 +28,7 @@ from fedelta.errors import ConfigError, InputError, ModelError
 from fedelta.federation.base import Thorough
 from fedelta.federation.client import Site
 from fedelta.federation.measuring import sums_of
-from fedelta.federation.pairs import Pairs
+from fedelta.federation.pairs import pairs_of
 from fedelta.federation.tiers import Tiers
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
@@ -220,7 +220,7 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         given=select(model.params, model.spec.given),
         steering=config.strategy.steering,
         tiers=tiers,
-        pairs=Pairs(config.aggregation, model.spec, config.strategy.cohort_rounds),
+        pairs=pairs_of(config.aggregation, config.tuning, model.spec, config.strategy.cohort_rounds),
     )
 
 
@@ -293,7 +293,7 @@ def details(
     models = _models(site, params)
     if watch is not None and len(models) > 1:
         raise InputError(
-            "there is no one model whose answers could be written: each client keeps its own norms.",
+            "there is no one model whose answers could be written: each client keeps tensors of its own.",
             hint="leave `--predictions` out, or use `fedelta predict --client`.",
         )
     with _threads_of(site):  # the bits of the last round's evaluation

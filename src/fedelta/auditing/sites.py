@@ -8,7 +8,7 @@ import numpy as np
 
 from fedelta.auditing.bounds import Scores
 from fedelta.auditing.evidence import score
-from fedelta.codecs.wire import decode, encode
+from fedelta.codecs.wire import decode
 from fedelta.federation.client import Site
 from fedelta.params import Params, select
 from fedelta.strategies.base import RoundPlan
@@ -22,7 +22,7 @@ def uploads(site: Site, client_ids: Iterable[int], round: int, start: Params) ->
     """
     spec = site.wire
     names_of = dict.fromkeys(client_ids, spec.shared)
-    payload, _ = encode(select(start, spec.shared), spec, site.channel.down)
+    payload = site.channel.first_download(select(start, spec.shared), spec)
     plan = RoundPlan(round, names_of, names_of, num_clients=len(names_of), due=spec.shared)
     sent = {}
     for reply in site.run(plan, dict.fromkeys(names_of, payload)):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedelta.inference.predict import Predictor
 
 Client = Annotated[
-    str | None, typer.Option(metavar="NAME", help="client whose model to use, if each keeps its own norms")
+    str | None, typer.Option(metavar="NAME", help="client whose model to use, if each keeps tensors of its own")
 ]
 
 

@@ -18,14 +18,15 @@ class Codec(Protocol):
 
     @property
     def feeds_back(self) -> bool:
-        """Whether a client adds what the codec left out of an upload to its next one (error feedback)."""
+        """Whether it leaves so much out that the sender has to add that to what it sends next (error feedback)."""
 
-    def pack(self, name: str, tensor: Tensor) -> Packed:
+    def pack(self, name: str, tensor: Tensor, seed: int) -> Packed:
         """The bytes of a finite float32 tensor.
 
         Args:
             name: name of the tensor in the specification.
             tensor: a tensor of any shape. It is not changed, but the result may be a view of its memory.
+            seed: names the stream of this tensor, sender and round, for a codec that draws; 0 or more, below 2^63.
 
         Raises:
             PayloadError: a value is not finite, or out of the codec's range.
@@ -40,3 +41,11 @@ class Codec(Protocol):
         Raises:
             PayloadError: `data` cannot be a tensor of this shape.
         """
+
+
+def most_bytes(numel: int) -> int:
+    """Upper limit for the bytes of a tensor of `numel` scalars in any codec.
+
+    A scalar takes 4 bytes as float32, and as much again for what a codec adds, such as the places of sparse values.
+    """
+    return 8 * numel + 64

@@ -32,7 +32,7 @@ class Cast(Settings):
         """The torch dtype of the format."""
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.name]
 
-    def pack(self, name: str, tensor: Tensor) -> Packed:
+    def pack(self, name: str, tensor: Tensor, seed: int = 0) -> Packed:
         """See `Codec.pack`."""
         numbers = tensor.detach().to("cpu", self.dtype).contiguous()
         if not is_finite(numbers):

@@ -6,6 +6,10 @@ Both ends know the `ParamSpec`, so names and shapes do not travel; a fingerprint
     presence, one bit per tensor in the order of the spec | length of each present tensor, LEB128 |
     bytes of the tensors | checksum of everything before it, 4 bytes little-endian: the lower half of its 64-bit XXH3
 
+If the bytes of the tensors are compressed together (entropy.py), the codec name ends with "+zstd"; the lengths are
+those before. Running statistics of norms are written in float32 by any codec that leaves much out: a variance that is
+far off, or negative, would make the model useless.
+
 A payload comes from an untrusted sender. Checksum, fingerprint, codec and all lengths are checked before a tensor is
 allocated, and nothing in it is executed.
 """
@@ -22,44 +26,68 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_64
 
-from fedelta.codecs.base import Codec, Packed
+from fedelta.codecs.base import Codec, Packed, most_bytes
 from fedelta.codecs.cast import Cast
+from fedelta.codecs.entropy import SUFFIX, compressed, restored
 from fedelta.errors import PayloadError, PluginError
 from fedelta.params import Params, ParamSpec, side_by_side
 from fedelta.plugins import called
+from fedelta.seeds import derive
 
 _MAGIC = b"FDLT"
-_VERSION = 2
+_VERSION = 3
 _CHECKSUM_BYTES = 4
 
 
-def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple[bytes, dict[str, int]]:
+def encode(
+    params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec, seed: int = 0, *, compress: bool = False
+) -> tuple[bytes, dict[str, int]]:
     """The payload of `params`, and the bytes of its tensors by group.
+
+    Of compressed tensors the bytes of a group are its share, in proportion to its bytes before.
 
     Args:
         params: some or all of the tensors of `spec`.
         spec: gives the order of the tensors.
         codec: writes each tensor.
+        seed: names the stream of this payload, for a codec that draws.
+        compress: whether to compress the tensors if that makes them shorter.
 
     Raises:
         PayloadError: a value is out of the codec's range; the message names the tensor.
     """
     present = [name for name in spec if name in params]
-    bodies, lengths = _bodies(params, present, codec)
-    header = _header(spec.names, spec.fingerprint, codec.name, tuple(present), tuple(lengths))
+    bodies, lengths = _bodies(params, present, spec, codec, seed)
+    frame = compressed(bodies, _width(codec)) if compress else None
+    kind = codec.name if frame is None else codec.name + SUFFIX
+    header = _header(spec.names, spec.fingerprint, kind, tuple(present), tuple(lengths))
+    groups = _by_group(spec, present, lengths)
+    if frame is not None:
+        bodies, groups = [frame], _shares(groups, len(frame))
     # Without an intermediate copy: a payload may be as large as the model.
-    payload = b"".join([header, *bodies, _checksum([header, *bodies])])
-    return payload, _by_group(spec, present, lengths)
+    return b"".join([header, *bodies, _checksum([header, *bodies])]), groups
 
 
-def _bodies(params: Mapping[str, Tensor], names: list[str], codec: Codec) -> tuple[list[Packed], list[int]]:
+def _bodies(
+    params: Mapping[str, Tensor], names: list[str], spec: ParamSpec, codec: Codec, seed: int
+) -> tuple[list[Packed], list[int]]:
     """The bytes of these tensors, in one piece or in several, and the bytes of each tensor."""
     if isinstance(codec, Cast) and (flat := side_by_side([params[name] for name in names])) is not None:
         # All numbers in one call. Where one is out of range, the calls below name its tensor.
         with suppress(PayloadError):
             return [codec.pack("", flat)], [params[name].numel() * codec.dtype.itemsize for name in names]
-    bodies = [_packed(codec, name, params[name]) for name in names]
+    bodies = [_packed(_codec_of(spec, name, codec), name, params[name], derive(seed, name)) for name in names]
     return bodies, list(map(len, bodies))
+
+
+def _codec_of(spec: ParamSpec, name: str, codec: Codec) -> Codec:
+    """The codec of one tensor."""
+    return codec if spec.tensors[name].trained or not codec.feeds_back else Cast()
+
+
+def _width(codec: Codec) -> int:
+    """The bytes of a number, if all numbers have as many; otherwise 1."""
+    return codec.dtype.itemsize if isinstance(codec, Cast) else 1
 
 
 @lru_cache(maxsize=16)  # the payloads of a round have few different headers
@@ -76,7 +104,7 @@ def _header(
             bytes([len(codec_bytes)]),
             codec_bytes,
             bits.to_bytes(_presence_bytes(len(names)), "little"),
-            *map(_leb128, lengths),
+            *map(to_leb128, lengths),
         ]
     )
 
@@ -135,20 +163,23 @@ class Decoder:
         if _checksum([message]) != checksum:
             raise PayloadError(f"a payload of {len(payload)} bytes is truncated or damaged: its checksum is wrong.")
         layout = self._layout
-        if layout is None or len(message) != layout.num_bytes or not payload.startswith(layout.header):
+        if layout is None or not payload.startswith(layout.header) or not layout.fits(len(message)):
             layout = self._layout = _layout(message, self._spec, self._codec)
-        body, spec, codec = message[len(layout.header) :], self._spec, self._codec
+        body, spec, codec, groups = message[len(layout.header) :], self._spec, self._codec, layout.groups
+        if layout.is_compressed:
+            groups = _shares(groups, len(body))
+            body = restored(body, sum(layout.lengths), _width(codec))
         if isinstance(codec, Cast) and layout.sizes is not None:
             flat = codec.unpack("the tensors", body, (sum(layout.sizes),))
             parts = zip(layout.names, torch.split_with_sizes(flat, layout.sizes), strict=True)
             params = {name: part.view(spec.tensors[name].shape) for name, part in parts}
-            return Decoded(params, layout.groups, flat)
+            return Decoded(params, groups, flat)
         reader = _Reader(body, 0)
         params = {
-            name: _unpacked(codec, name, reader.take(length), spec.tensors[name].shape)
+            name: _unpacked(_codec_of(spec, name, codec), name, reader.take(length), spec.tensors[name].shape)
             for name, length in zip(layout.names, layout.lengths, strict=True)
         }
-        return Decoded(params, layout.groups, None)
+        return Decoded(params, groups, None)
 
 
 @dataclass(frozen=True)
@@ -157,19 +188,23 @@ class _Layout:
 
     Args:
         header: its bytes.
-        num_bytes: of the message, without the checksum.
+        is_compressed: whether the tensors are.
         names: of the tensors.
-        lengths: their bytes.
+        lengths: their bytes, before they were compressed.
         sizes: their numbers of elements, if every number is written alike, so that they can be read in one call.
         groups: bytes by group.
     """
 
     header: bytes
-    num_bytes: int
+    is_compressed: bool
     names: list[str]
     lengths: list[int]
     sizes: list[int] | None
     groups: dict[str, int]
+
+    def fits(self, num_bytes: int) -> bool:
+        """Whether a message of `num_bytes`, without its checksum, can have this header."""
+        return self.is_compressed or num_bytes == len(self.header) + sum(self.lengths)
 
 
 def _layout(message: memoryview, spec: ParamSpec, codec: Codec) -> _Layout:
@@ -180,6 +215,8 @@ def _layout(message: memoryview, spec: ParamSpec, codec: Codec) -> _Layout:
             hint="compare sections [model] and [tuning] of the server and the client.",
         )
     codec_name = str(reader.take(reader.take(1)[0]), "ascii", "replace")
+    if is_compressed := codec_name == codec.name + SUFFIX:
+        codec_name = codec.name
     if codec_name != codec.name:
         raise PayloadError(f"the payload was written with codec {codec_name!r}, expected {codec.name!r}.")
     bits = int.from_bytes(reader.take(_presence_bytes(len(spec))), "little")
@@ -187,13 +224,24 @@ def _layout(message: memoryview, spec: ParamSpec, codec: Codec) -> _Layout:
         raise PayloadError(f"the payload marks more tensors as present than the {len(spec)} of the specification.")
     present = [name for index, name in enumerate(spec) if bits >> index & 1]
     lengths = [reader.leb128() for _ in present]
-    if sum(lengths) != reader.num_left:
+    if is_compressed:
+        _check_lengths(spec, present, lengths)
+    elif sum(lengths) != reader.num_left:
         raise PayloadError(f"the payload holds {reader.num_left} bytes of tensors, expected {sum(lengths)}.")
     header = bytes(message[: len(message) - reader.num_left])
     sizes: list[int] | None = [spec.tensors[name].numel for name in present]
     if not isinstance(codec, Cast) or lengths != [size * codec.dtype.itemsize for size in sizes or ()]:
         sizes = None
-    return _Layout(header, len(message), present, lengths, sizes, _by_group(spec, present, lengths))
+    return _Layout(header, is_compressed, present, lengths, sizes, _by_group(spec, present, lengths))
+
+
+def _check_lengths(spec: ParamSpec, names: list[str], lengths: list[int]) -> None:
+    """Raises if a tensor would have more bytes than it can need, before anything is decompressed."""
+    for name, length in zip(names, lengths, strict=True):
+        if length > (most := most_bytes(spec.tensors[name].numel)):
+            raise PayloadError(
+                f"`{name}`: the payload announces {length} bytes, more than the {most} that it can need."
+            )
 
 
 def _check_start(payload: bytes) -> None:
@@ -215,8 +263,8 @@ def _checksum(parts: Iterable[Packed]) -> bytes:
     return (hashed.intdigest() & 0xFFFFFFFF).to_bytes(_CHECKSUM_BYTES, "little")
 
 
-def _packed(codec: Codec, name: str, tensor: Tensor) -> Packed:
-    body: object = codec.pack(name, tensor)
+def _packed(codec: Codec, name: str, tensor: Tensor, seed: int) -> Packed:
+    body: object = codec.pack(name, tensor, seed)
     if not isinstance(body, bytes | memoryview):
         raise PluginError(f"{called(codec)}: `pack` returned {type(body).__name__} for `{name}`, expected bytes.")
     return body
@@ -238,17 +286,50 @@ def _by_group(spec: ParamSpec, names: list[str], lengths: list[int]) -> dict[str
     return groups
 
 
+def _shares(groups: Mapping[str, int], num_bytes: int) -> dict[str, int]:
+    """`num_bytes`, divided in proportion to the bytes of the groups; exactly, so that the shares add up.
+
+    >>> _shares({"a": 1, "b": 1, "c": 2}, 7)
+    {'a': 1, 'b': 2, 'c': 4}
+    """
+    total, before, shares = max(1, sum(groups.values())), 0, {}
+    for group, size in groups.items():
+        shares[group] = (before + size) * num_bytes // total - before * num_bytes // total
+        before += size
+    return shares
+
+
 def _presence_bytes(num_tensors: int) -> int:
     return (num_tensors + 7) // 8
 
 
-def _leb128(number: int) -> bytes:
-    """A number in seven bits per byte, lowest first; the top bit is set in all bytes but the last."""
+def to_leb128(number: int) -> bytes:
+    """A number that is not negative in seven bits per byte, lowest first; the top bit is set in all bytes but the last.
+
+    >>> to_leb128(300).hex()
+    'ac02'
+    """
     digits = bytearray()
     while number > 0x7F:
         digits.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*digits, number])
+
+
+def from_leb128(data: memoryview) -> tuple[int, memoryview]:
+    """The number at the start of `data`, and what is behind it.
+
+    Raises:
+        PayloadError: the data end too early, or the number has more than 63 bits.
+    """
+    number = 0
+    for place, digit in enumerate(data[:9]):
+        number |= (digit & 0x7F) << 7 * place
+        if digit < 0x80:
+            return number, data[place + 1 :]
+    raise PayloadError(
+        "the payload holds a length of more than 63 bits." if len(data) > 8 else "the payload ends within a length."
+    )
 
 
 class _Reader:
@@ -274,10 +355,6 @@ class _Reader:
         return self._message[self._position - count : self._position]
 
     def leb128(self) -> int:
-        number = 0
-        for shift in range(0, 63, 7):
-            digit = self.take(1)[0]
-            number |= (digit & 0x7F) << shift
-            if digit < 0x80:
-                return number
-        raise PayloadError("the payload holds a length of more than 63 bits.")
+        number, rest = from_leb128(self._message[self._position :])
+        self._position = len(self._message) - len(rest)
+        return number

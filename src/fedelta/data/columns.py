@@ -73,6 +73,9 @@ class NamedColumns:
         ]
 
 
+NO_LISTS = "lists of words and of their tags are in JSON Lines or Parquet files; a CSV file cannot hold them."
+
+
 def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: str) -> Columns:
     """The columns that the configuration names, and the others found from the features.
 
@@ -106,7 +109,9 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
         if rule.is_strict and _kind_of(dataset.features[name]) not in rule.kinds:
             column = f"column {name!r} (`data.{modality.name}_column`)"
             problems.append(f"{column} is {dataset.features[name]}, expected {modality.plural}")
-    refuse(origin, problems)
+    has_lists = any(_kind_of(feature) == "words" for feature in dataset.features.values())
+    hint = NO_LISTS if task.loader("words") is not None and not has_lists else None
+    refuse(origin, problems, hint=hint)
     ((name, modality),) = candidates.items()
     return Columns(tuple(labels), name, named.client, modality)
 

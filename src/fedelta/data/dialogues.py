@@ -55,6 +55,8 @@ def dialogue_columns(dataset: Dataset, named: NamedColumns, *, origin: str) -> t
     if keys.keys() not in (set(), {"prompt"}, {"response"}, {"prompt", "response"}, {"messages"}, {"text"}):
         problems.append(f"`data.{'_column` and `data.'.join(keys)}_column` are set; {_CHOICE}")
     refuse(origin, problems)
+    if "messages" in keys:
+        refuse(origin, _no_messages(dataset, keys["messages"]))
     if "messages" in keys or "text" in keys:
         return tuple(keys.values())
     found = {key: next((name for name in usual if name in names), None) for key, usual in _KEYS.items()} | keys
@@ -68,7 +70,17 @@ def dialogue_columns(dataset: Dataset, named: NamedColumns, *, origin: str) -> t
     if len(forms) != 1:
         what = f"several forms of dialogues ({listed([' and '.join(map(str, form)) for form in forms])})"
         refuse(origin, [f"found {what if forms else 'no column of dialogues'} among {listed(names, 20)}; {_CHOICE}"])
-    return tuple(str(name) for name in forms[0])
+    columns = tuple(str(name) for name in forms[0])
+    refuse(origin, _no_messages(dataset, columns[0]) if columns == (found["messages"],) else [])
+    return columns
+
+
+def _no_messages(dataset: Dataset, column: str) -> list[str]:
+    """What is wrong with a column of messages that holds texts, which would be trained on as they are."""
+    if getattr(dataset.features[column], "dtype", None) not in {"string", "large_string"}:
+        return []
+    forms = "which JSON Lines and Parquet files can hold and CSV cannot; for plain texts set `data.text_column`"
+    return [f"column {column!r} holds texts, expected lists of messages with `role` and `content`, {forms}"]
 
 
 _CHOICE = "set `data.prompt_column` and `data.response_column`, or `data.messages_column`, or `data.text_column`"

@@ -7,7 +7,9 @@ answer. Everything is drawn from a seed; no text of anybody else took part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Generator
@@ -32,6 +34,11 @@ SOUNDS = {
     "bee": "buzz", "crow": "caw", "mouse": "squeak",
 }  # fmt: skip
 _LARGEST = 20  # of a sum
+_KEPT_FOR_TEST = 4  # one story or sum in so many
+_NUM_BELONGINGS = 400
+
+
+_Item = TypeVar("_Item")
 
 
 class Chance:
@@ -44,11 +51,11 @@ class Chance:
         """A whole number from 0 to `limit` - 1."""
         return int(torch.randint(limit, (), generator=self._generator))
 
-    def one(self, items: Sequence[str]) -> str:
+    def one(self, items: Sequence[_Item]) -> _Item:
         """One of these."""
         return items[self.below(len(items))]
 
-    def some(self, items: Sequence[str], num: int) -> list[str]:
+    def some(self, items: Sequence[_Item], num: int) -> list[_Item]:
         """This many of these, all different."""
         return [items[place] for place in torch.randperm(len(items), generator=self._generator)[:num].tolist()]
 
@@ -102,8 +109,28 @@ def _sound(chance: Chance) -> str:
     return f"The {animal} says {SOUNDS[animal]}."
 
 
+@dataclass(frozen=True)
+class Question:
+    """A kind of question.
+
+    Args:
+        facts: gives those that are asked for: what the wordings need, and `answer`.
+        wordings: of training, to be filled with a fact.
+        others: wordings of the test, which then asks for the same facts. None: the test has the wordings of training,
+            and asks for facts that training does not ask for.
+    """
+
+    facts: Callable[[Chance], list[dict[str, str]]]
+    wordings: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+
 def instructions(seed: int, num_train: int, num_test: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Training and test rows: `prompt`, `response`, and `client`, which is the kind of question.
+
+    No prompt of the test is one of training. Where there are so few facts that a model can only know them (days,
+    months, opposites, sounds), the test asks for them in other words; elsewhere it tells other stories, or adds other
+    numbers.
 
     Args:
         seed: of what is asked.
@@ -112,64 +139,103 @@ def instructions(seed: int, num_train: int, num_test: int) -> tuple[list[dict[st
     """
     train: list[dict[str, str]] = []
     test: list[dict[str, str]] = []
-    for kind, ask in QUESTIONS.items():
+    for kind, question in QUESTIONS.items():
         chance = Chance(stream(seed, "small world", kind))
-        rows = [dict(zip(("prompt", "response"), ask(chance), strict=True)) for _ in range(num_train + num_test)]
-        train += [{**row, "client": kind} for row in rows[:num_train]]
-        test += [{**row, "client": kind} for row in rows[num_train:]]
+        facts = question.facts(chance)
+        facts = chance.some(facts, len(facts))
+        num_kept = 0 if question.others else len(facts) // _KEPT_FOR_TEST
+        for rows, asked, wordings, num in (
+            (train, facts[num_kept:], question.wordings, num_train),
+            (test, facts[:num_kept] or facts, question.others or question.wordings, num_test),
+        ):
+            rows += [_row(kind, chance.one(asked), chance.one(wordings)) for _ in range(num)]
     return train, test
 
 
-def _ask_where(chance: Chance) -> tuple[str, str]:
-    (name,), (first, last) = chance.some(PEOPLE, 1), chance.some(PLACES, 2)
-    return f"{name} was in the {first}. Then {name} went to the {last}. Where is {name}?", f"in the {last}"
+def _row(kind: str, fact: Mapping[str, str], wording: str) -> dict[str, str]:
+    return {"prompt": wording.format(**fact), "response": fact["answer"], "client": kind}
 
 
-def _ask_colour(chance: Chance) -> tuple[str, str]:
-    (one, two), (left, right) = chance.some(PEOPLE, 2), chance.some(THINGS, 2)
-    colours = chance.some(COLOURS, 2)
-    told = f"{one} has a {colours[0]} {left}. {two} has a {colours[1]} {right}."
-    first = chance.below(2)
-    thing, answer = ((left, colours[0]), (right, colours[1]))[first]
-    return f"{told} What colour is the {thing}?", answer
+def _whereabouts(_: Chance) -> list[dict[str, str]]:
+    return [
+        {"name": name, "first": first, "last": last, "answer": f"in the {last}"}
+        for name in PEOPLE
+        for first in PLACES
+        for last in PLACES
+        if first != last
+    ]
 
 
-def _ask_sum(chance: Chance) -> tuple[str, str]:
-    total = chance.below(_LARGEST + 1)
-    left = chance.below(total + 1)
-    return f"How much is {left} and {total - left}?", str(total)
+def _belongings(chance: Chance) -> list[dict[str, str]]:
+    facts = []
+    for _ in range(_NUM_BELONGINGS):
+        people, things, colours = chance.some(PEOPLE, 2), chance.some(THINGS, 2), chance.some(COLOURS, 2)
+        asked = chance.below(2)
+        told = " ".join(f"{people[i]} has a {colours[i]} {things[i]}." for i in range(2))
+        facts.append({"told": told, "thing": things[asked], "name": people[asked], "colour": colours[asked]})
+    return facts
 
 
-def _ask_day(chance: Chance) -> tuple[str, str]:
-    place, word = chance.below(len(DAYS)), chance.one(("after", "behind"))
-    return f"Tell me the day {word} {DAYS[place]}.", DAYS[(place + 1) % len(DAYS)]
+def _colours(chance: Chance) -> list[dict[str, str]]:
+    return [{**fact, "answer": fact["colour"]} for fact in _belongings(chance)]
 
 
-def _ask_month(chance: Chance) -> tuple[str, str]:
-    place, word = chance.below(len(MONTHS)), chance.one(("after", "behind"))
-    return f"Tell me the month {word} {MONTHS[place]}.", MONTHS[(place + 1) % len(MONTHS)]
+def _owners(chance: Chance) -> list[dict[str, str]]:
+    return [{**fact, "answer": fact["name"]} for fact in _belongings(chance)]
 
 
-def _ask_opposite(chance: Chance) -> tuple[str, str]:
-    word = chance.one([*OPPOSITES])
-    left, right = (word, OPPOSITES[word]) if chance.below(2) else (OPPOSITES[word], word)
-    return f"Give the opposite of {left}.", right
+def _sums(_: Chance) -> list[dict[str, str]]:
+    return [
+        {"left": str(left), "right": str(total - left), "answer": str(total)}
+        for total in range(_LARGEST + 1)
+        for left in range(total + 1)
+    ]
 
 
-def _ask_sound(chance: Chance) -> tuple[str, str]:
-    animal = chance.one([*SOUNDS])
-    return f"What does a {animal} say?", SOUNDS[animal]
+def _followers(names: Sequence[str]) -> list[dict[str, str]]:
+    return [{"of": name, "answer": names[(place + 1) % len(names)]} for place, name in enumerate(names)]
 
 
-def _ask_owner(chance: Chance) -> tuple[str, str]:
-    (one, two), (left, right) = chance.some(PEOPLE, 2), chance.some(THINGS, 2)
-    colours = chance.some(COLOURS, 2)
-    told = f"{one} has a {colours[0]} {left}. {two} has a {colours[1]} {right}."
-    thing, answer = ((left, one), (right, two))[chance.below(2)]
-    return f"{told} Who has the {thing}?", answer
+def _days(_: Chance) -> list[dict[str, str]]:
+    return _followers(DAYS)
 
 
-QUESTIONS: dict[str, Callable[[Chance], tuple[str, str]]] = {
-    "where": _ask_where, "colour": _ask_colour, "sum": _ask_sum, "day": _ask_day, "month": _ask_month,
-    "opposite": _ask_opposite, "sound": _ask_sound, "owner": _ask_owner,
-}  # fmt: skip
+def _months(_: Chance) -> list[dict[str, str]]:
+    return _followers(MONTHS)
+
+
+def _opposites(_: Chance) -> list[dict[str, str]]:
+    both = {**OPPOSITES, **{right: left for left, right in OPPOSITES.items()}}
+    return [{"of": word, "answer": other} for word, other in both.items()]
+
+
+def _sounds(_: Chance) -> list[dict[str, str]]:
+    return [{"of": animal, "answer": sound} for animal, sound in SOUNDS.items()]
+
+
+QUESTIONS = {
+    "where": Question(_whereabouts, ("{name} was in the {first}. Then {name} went to the {last}. Where is {name}?",)),
+    "colour": Question(_colours, ("{told} What colour is the {thing}?",)),
+    "sum": Question(_sums, ("How much is {left} and {right}?", "Add {left} and {right}.")),
+    "day": Question(
+        _days,
+        ("Tell me the day after {of}.", "Which day comes behind {of}?", "What day follows {of}?"),
+        ("Which day comes after {of}?", "Tell me the day that follows {of}."),
+    ),
+    "month": Question(
+        _months,
+        ("Tell me the month after {of}.", "Which month comes behind {of}?", "What month follows {of}?"),
+        ("Which month comes after {of}?", "Tell me the month that follows {of}."),
+    ),
+    "opposite": Question(
+        _opposites,
+        ("Give the opposite of {of}.", "What is not {of}?", "Tell me the opposite of {of}."),
+        ("What is the opposite of {of}?", "Tell me what is not {of}."),
+    ),
+    "sound": Question(
+        _sounds,
+        ("What does a {of} say?", "Tell me the sound of a {of}.", "Which sound does a {of} make?"),
+        ("Tell me what a {of} says.", "What is the sound of a {of}?"),
+    ),
+    "owner": Question(_owners, ("{told} Who has the {thing}?",)),
+}

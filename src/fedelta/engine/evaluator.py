@@ -21,6 +21,8 @@ from fedelta.tuning.lanes import Lanes
 _BATCH_ROWS = {"cpu": 64, "cuda": 256}
 # Tokens of a batch of a language model, at most: of rows as long as any may be.
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
+# Logits of a batch, at most but for a single row, where the model returns those of all tokens.
+_BATCH_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 
 
 class Evaluator:
@@ -42,8 +44,13 @@ class Evaluator:
     def batch_rows(self) -> int:
         """Number of rows that are evaluated together."""
         kind, longest = self._model.device.type, self._model.backbone.longest
-        rows = _BATCH_ROWS[kind]
-        return rows if longest is None else min(rows, max(1, _BATCH_TOKENS[kind] // longest))
+        rows, words = _BATCH_ROWS[kind], self._model.backbone.vocabulary
+        if longest is None:
+            return rows
+        tokens = _BATCH_TOKENS[kind]
+        if words is not None and not words.gives_logits:
+            tokens = min(tokens, _BATCH_LOGITS[kind] // words.size(self._model.backbone.module))
+        return min(rows, max(1, tokens // longest))
 
     def cached(self, data: Examples) -> Examples:
         """`data` with cached features, which are kept until other examples are evaluated."""

@@ -13,11 +13,12 @@ from torch import Generator
 
 from fedelta.aggregation.base import Aggregation
 from fedelta.aggregation.means import Uniform, UniformDeltas
+from fedelta.codecs.changes import Mirror
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
 from fedelta.federation.forms import Forms
-from fedelta.federation.pairs import Pairs
+from fedelta.federation.pairs import NO_RANKS, Pairs
 from fedelta.federation.records import Attendance, Rejection, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec
@@ -25,7 +26,7 @@ from fedelta.privacy.central import Central
 from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.state import PrivacyState
 from fedelta.seeds import stream
-from fedelta.strategies.base import RoundPlan, State, Strategy, is_private
+from fedelta.strategies.base import RoundPlan, State, Strategy, Whole, is_private
 from fedelta.tasks.base import Evaluation
 
 
@@ -133,6 +134,11 @@ class Federation:
     def __post_init__(self) -> None:
         if self.central is not None and (problems := _not_private(self)):
             raise ConfigError(problems, hint="change these, or choose another `privacy.unit`.")
+        if self.pairs is not None and self.pairs.ranks and self.channel.down.feeds_back:
+            raise ConfigError(
+                [f"`codec.down.name` is {self.channel.down.name!r}, but the ranks of clients differ"],
+                hint="what a client of a lower rank gets is a part of the tensors: choose 'float16' for downloads.",
+            )
         if self.strategy.reads == "each" and self.aggregation.only_sums:
             raise ConfigError(
                 [_sums_problem(self.strategy, self.aggregation)],
@@ -159,13 +165,14 @@ class Federation:
         return self.spec if steering is None else steering.extend(self.spec)
 
     @cached_property
-    def forms(self) -> Forms:
+    def forms(self) -> Forms | Whole:
         """The forms of the payloads of the run."""
-        return Forms(self.wire)
+        return Whole(self.wire) if self.pairs is None else Forms(self.wire)
 
-    def rank_of(self, client_id: int) -> int | None:
-        """The rank of a client's pairs; None if all clients have that of the server."""
-        return None if self.pairs is None else self.pairs.ranks.get(client_id)
+    @cached_property
+    def rank_of(self) -> Callable[[int], int | None]:
+        """Gives the rank of a client's pairs; None if all clients have that of the server."""
+        return (NO_RANKS if self.pairs is None else self.pairs.ranks).get
 
     @cached_property
     def in_order(self) -> Sequence[int]:
@@ -231,6 +238,7 @@ class Standing:
         bytes_sent: payload bytes of these rounds, both directions.
         claimed: client id to the number of examples in its last accepted reply.
         privacy: what has been released.
+        mirror: what clients hold, if downloads carry changes; else empty.
     """
 
     params: Params
@@ -239,6 +247,7 @@ class Standing:
     bytes_sent: int = 0
     claimed: Mapping[int, int] = field(default_factory=dict)
     privacy: PrivacyState = field(default_factory=PrivacyState)
+    mirror: Mirror = field(default_factory=Mirror)
 
 
 def too_few(federation: Federation, plan: RoundPlan, num_usable: int, rejections: Sequence[Rejection]) -> RoundError:

@@ -29,16 +29,17 @@ from fedelta.engine.packs import packs_of
 from fedelta.engine.threads import arithmetic_threads, computed_with
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
-from fedelta.federation.forms import Form, Forms
+from fedelta.federation.forms import Forms
 from fedelta.federation.memory import Drift, Memories, Memory
 from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.pairs import Pairs
 from fedelta.federation.records import Fault, Reply
 from fedelta.federation.tiers import Tiers
+from fedelta.modalities.dialogues import StoredDialogues
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.privacy.local import SitePrivacy
-from fedelta.seeds import stream
-from fedelta.strategies.base import RoundPlan, Steering
+from fedelta.seeds import derive, stream
+from fedelta.strategies.base import Form, RoundPlan, Steering, Whole
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Site:
         return self.engine.spec if self.steering is None else self.steering.extend(self.engine.spec)
 
     @cached_property
-    def forms(self) -> Forms:
+    def forms(self) -> Forms | Whole:
         """The forms of the payloads of the run."""
-        return Forms(self.wire)
+        return Whole(self.wire) if self.pairs is None else Forms(self.wire)
 
     @cached_property
     def blank(self) -> Memory:
@@ -149,9 +150,11 @@ class Site:
         return packs_of(work, lanes=self.engine.clients_at_once, places=self.places, depths=depths)
 
     def work_of(self, client_id: int) -> float:
-        """A client's work in a round: processed examples times blocks."""
-        num_processed = self.engine.client.num_processed(self.partition[client_id].shape[0])
-        return num_processed * (1 if self.tiers is None else self.tiers.depths[client_id])
+        """A client's work in a round: processed examples, or tokens of dialogues, times blocks."""
+        rows, inputs = self.partition[client_id], self.engine.inputs
+        num_processed = self.engine.client.num_processed(rows.shape[0])
+        size = float(inputs.num_tokens[rows].double().mean()) if isinstance(inputs, StoredDialogues) else 1
+        return num_processed * size * (1 if self.tiers is None else self.tiers.depths[client_id])
 
     def train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
         """Yields the answers of a pack's clients in the order in which they finish; changes no memory.
@@ -167,13 +170,8 @@ class Site:
         under_way: dict[int, _Work] = {}
         # The longest first: a long client that began late would train alone in the end.
         for client_id in sorted(pack.payloads, key=lambda client_id: (-self.work_of(client_id), client_id)):
-            payload = pack.payloads[client_id]
             try:
-                if payload not in decoded:
-                    form = self.forms.form_in(payload)
-                    narrow, _ = decode(payload, self.forms.spec_of(form), self.channel.down)
-                    decoded[payload] = self.forms.widened(narrow, form)
-                under_way[client_id] = _work(self, pack, client_id, decoded[payload])
+                under_way[client_id] = _work(self, pack, client_id, _received(self, pack, client_id, decoded))
             except PayloadError as error:
                 fault = Fault(f"the client cannot use its download: {error.message}")
                 yield Answer(Reply(client_id, 0, b"", fault=fault))
@@ -213,6 +211,22 @@ class Site:
         """Names of the tensors that the client trains: all, or those of the blocks that it runs."""
         names = self.engine.spec.names
         return names if self.tiers is None else tuple(name for name in names if self.tiers.owns(client_id, name))
+
+
+def _received(site: Site, pack: Pack, client_id: int, decoded: dict[bytes, Params]) -> Params:
+    """The decoded download of a client.
+
+    Raises:
+        PayloadError: it cannot be decoded.
+    """
+    payload = pack.payloads[client_id]
+    if site.channel.sends_changes:  # what equal bytes mean depends on what the client holds
+        return decode(payload, site.wire, site.channel.reader(pack.memories[client_id].mirrored))[0]
+    if payload not in decoded:
+        form = site.forms.form_in(payload)
+        narrow, _ = decode(payload, site.forms.spec_of(form), site.channel.down)
+        decoded[payload] = site.forms.widened(narrow, form)
+    return decoded[payload]
 
 
 @dataclass(frozen=True)
@@ -293,10 +307,12 @@ def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) ->
         step_length = lr * site.engine.client.effective_steps(num_examples)
         delta |= site.steering.beside(work.received, delta, step_length)
     sent = site.forms.narrowed(select(delta, pack.upload[client_id]), work.form)
-    if site.channel.up.feeds_back:
+    if site.channel.feeds_back:
         sent = _with_residual(sent, work.memory.residual)
     try:
-        payload, _ = encode(sent, site.forms.spec_of(work.form), site.channel.up)
+        draws = derive(site.seed, "codec", "up", pack.round, client_id)
+        spec = site.forms.spec_of(work.form)
+        payload, _ = encode(sent, spec, site.channel.up, draws, compress=site.channel.compresses)
     except PayloadError as error:
         return Answer(Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error))))
     to_keep = frozenset(site.engine.spec.kept)
@@ -330,7 +346,7 @@ def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, pa
         payload: `sent`, encoded.
         unsent: trained values of the tensors that travel in a later round.
     """
-    previous, steering, feeds_back = work.memory, site.steering, site.channel.up.feeds_back
+    previous, steering, feeds_back = work.memory, site.steering, site.channel.feeds_back
     local_only = {name: tensor.cpu() for name, tensor in trained.kept.items() if name not in unsent}
     # What the server decodes, so that server and client do not drift apart by the codec's rounding errors.
     spec = site.forms.spec_of(work.form)
@@ -342,7 +358,13 @@ def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, pa
         # Cloned, because the anchor may be a view that keeps the whole download in memory.
         adrift={name: Drift(tensor, work.job.anchor[name].clone()) for name, tensor in unsent.items()},
         residual=previous.residual | {name: sent[name] - decoded[name] for name in sent} if feeds_back else {},
+        mirrored=previous.mirrored | _mirrored(site, work.received) if site.channel.sends_changes else {},
     )
+
+
+def _mirrored(site: Site, received: Params) -> Params:
+    """What the client holds of a download; exact, because mirrored values are numbers of float16."""
+    return {name: tensor.half() for name, tensor in received.items() if site.wire.tensors[name].trained}
 
 
 def _with_residual(delta: Params, residual: Params) -> Params:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,21 +20,7 @@ from fedelta.aggregation.carrying import is_dense, rows_in_use
 from fedelta.aggregation.low_rank import CARRIED, FACTORS, as_matrix, paths_of
 from fedelta.codecs.wire import fingerprint_in
 from fedelta.params import Params, ParamSpec, TensorSpec
-
-_ALL = 2**31  # larger than any rank
-
-
-@dataclass(frozen=True)
-class Form:
-    """How much of every pair travels.
-
-    Args:
-        rank: rows of A and columns of B, at most.
-        rows: rows and columns of the factors that are carried, at most; "dense": the one factor of their dense form.
-    """
-
-    rank: int = _ALL
-    rows: int | Literal["dense"] = 0
+from fedelta.strategies.base import ALL_ROWS, Form
 
 
 @dataclass(frozen=True)
@@ -56,10 +41,6 @@ class Forms:
     def _by_fingerprint(self) -> dict[bytes, Form]:
         return {}
 
-    @cached_property
-    def _is_plain(self) -> bool:
-        return not paths_of(self.wire)
-
     def spec_of(self, form: Form) -> ParamSpec:
         """The specification of a payload: other shapes, and without factors that are known or not in use."""
         if form not in self._specs:
@@ -75,7 +56,7 @@ class Forms:
 
     def form_in(self, payload: bytes) -> Form:
         """The form that a download has, by its fingerprint; the usual one if it is none of this run."""
-        if self._is_plain or (fingerprint := fingerprint_in(payload)) is None:
+        if (fingerprint := fingerprint_in(payload)) is None:
             return Form()
         if fingerprint not in self._by_fingerprint:
             known = (form for form in self._candidates() if self.spec_of(form).fingerprint == fingerprint)
@@ -84,7 +65,7 @@ class Forms:
 
     def form_of(self, params: Mapping[str, Tensor], rank: int | None) -> Form:
         """The form of a download of server params to a client of `rank` (None: that of the server)."""
-        rank = _ALL if rank is None else rank
+        rank = ALL_ROWS if rank is None else rank
         if not self.wire.received:
             return Form(rank)
         pairs = [[as_matrix(params[f"{path}.{factor}"]) for factor in CARRIED] for path in paths_of(self.wire)]
@@ -120,7 +101,7 @@ class Forms:
         spec = self.wire
         ranks = [spec.tensors[f"{path}.lora_A"].shape[0] for path in paths_of(spec)]
         space = max((spec.tensors[name].shape[_axis(name)] for name in spec.received), default=0)
-        for rank in (_ALL, *range(max(ranks) - 1, 0, -1)):
+        for rank in (ALL_ROWS, *range(max(ranks, default=1) - 1, 0, -1)):
             yield from (Form(rank, num) for num in range(space + 1))
             if space:
                 yield Form(rank, "dense")

@@ -36,17 +36,19 @@ class Memory:
         remembered: tensors that it keeps for the strategy (`Steering`).
         adrift: tensors that it has trained but not sent yet.
         residual: what a lossy codec has left out of its uploads (codecs/channel.py).
+        mirrored: the values of its last downloads, float16, if downloads carry changes (codecs/changes.py).
     """
 
     local_only: Params = field(default_factory=dict)
     remembered: Params = field(default_factory=dict)
     adrift: Mapping[str, Drift] = field(default_factory=dict)
     residual: Params = field(default_factory=dict)
+    mirrored: Params = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to keep."""
-        return not (self.local_only or self.remembered or self.adrift or self.residual)
+        return not (self.local_only or self.remembered or self.adrift or self.residual or self.mirrored)
 
     def flat(self) -> Params:
         """All tensors in one dictionary, with names such as `residual/NAME`."""
@@ -56,18 +58,20 @@ class Memory:
             "value": {name: drift.value for name, drift in self.adrift.items()},
             "anchor": {name: drift.anchor for name, drift in self.adrift.items()},
             "residual": self.residual,
+            "mirrored": self.mirrored,
         }
         return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     @classmethod
     def from_flat(cls, tensors: Mapping[str, Tensor]) -> Memory:
         """The inverse of `flat`."""
-        parts: dict[str, Params] = {part: {} for part in ("local_only", "remembered", "value", "anchor", "residual")}
+        names = ("local_only", "remembered", "value", "anchor", "residual", "mirrored")
+        parts: dict[str, Params] = {part: {} for part in names}
         for name, tensor in tensors.items():
             part, _, short = name.partition("/")
             parts[part][short] = tensor
         adrift = {name: Drift(value, parts["anchor"][name]) for name, value in parts["value"].items()}
-        return cls(parts["local_only"], parts["remembered"], adrift, parts["residual"])
+        return cls(parts["local_only"], parts["remembered"], adrift, parts["residual"], parts["mirrored"])
 
 
 class Memories:

@@ -10,14 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 
 from fedelta.aggregation.base import Aggregation
 from fedelta.aggregation.joining import Joining
-from fedelta.aggregation.low_rank import FACTORS, LowRank, paths_of
+from fedelta.aggregation.low_rank import FACTORS, Apart, LowRank, paths_of
 from fedelta.codecs.base import Codec
 from fedelta.codecs.wire import decode, encode
 from fedelta.params import Params, ParamSpec, select
 from fedelta.strategies.base import RoundPlan
+from fedelta.tuning.base import TuningMethod
+from fedelta.tuning.combined import Combined
+from fedelta.tuning.lora import Lora
+
+NO_RANKS: Mapping[int, int] = MappingProxyType({})
+
+
+def pairs_of(method: LowRank, tuning: TuningMethod, spec: ParamSpec, turn_rounds: int) -> Pairs | None:
+    """The pairs of a run; None if they are as all other tensors: averaged one by one, and whole in every payload."""
+    parts = tuning.methods if isinstance(tuning, Combined) else (tuning,)
+    has_ranks = any(isinstance(part, Lora) and part.rank_by_client is not None for part in parts)
+    return None if isinstance(method, Apart) and not has_ranks else Pairs(method, spec, turn_rounds)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedelta.codecs.changes import Mirror
 from fedelta.params import Params
 from fedelta.privacy.accounting import Epsilons
 from fedelta.privacy.state import PrivacyState
@@ -170,6 +171,7 @@ class RoundOutcome:
         privacy: what has been released by the end of the round.
         epsilons: of all rounds so far; None without a guarantee.
         clipping_norm: C of the round; None without client-level privacy.
+        mirror: what clients hold after the round, if downloads carry changes; else empty.
     """
 
     round: int
@@ -191,3 +193,4 @@ class RoundOutcome:
     privacy: PrivacyState = field(default_factory=PrivacyState)
     epsilons: Epsilons | None = None
     clipping_norm: float | None = None
+    mirror: Mirror = field(default_factory=Mirror)

@@ -21,11 +21,10 @@ from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
 from fedelta.federation.form import LARGEST_FLOAT32, safe_repr, well_formed, whole_number
-from fedelta.federation.forms import Form
 from fedelta.federation.records import Claim, Rejection, Reply, Transfer
 from fedelta.params import Params, add, rough_norm, select
 from fedelta.seeds import stream
-from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
+from fedelta.strategies.base import CombinedUpdates, Form, RoundPlan, State
 
 # Payloads beyond it wait in a file: a cohort of whole models may not fit into memory.
 _WAITING_BYTES = 256 * 2**20

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
 
+from fedelta.codecs.changes import Mirror
 from fedelta.codecs.wire import encode
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.base import Federation, Standing, too_few
 from fedelta.federation.contract import check_plan, check_private_plan
-from fedelta.federation.forms import Form
 from fedelta.federation.records import LOST, Rejection, RoundOutcome, Transfer
 from fedelta.federation.replies import Accepted, Intake
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.shown import shown_epsilon
 from fedelta.privacy.state import PrivacyState, Spent
-from fedelta.strategies.base import RoundPlan
+from fedelta.seeds import derive
+from fedelta.strategies.base import Form, RoundPlan
 from fedelta.tasks.base import Evaluation
 
 logger = logging.getLogger("fedelta")
@@ -55,7 +57,9 @@ def federate(federation: Federation, standing: Standing) -> Iterator[RoundOutcom
 
 def _after(standing: Standing, outcome: RoundOutcome) -> Standing:
     bytes_sent = standing.bytes_sent + _total_bytes(outcome.transfers)
-    return Standing(outcome.params, outcome.state, outcome.round, bytes_sent, outcome.claimed, outcome.privacy)
+    return Standing(
+        outcome.params, outcome.state, outcome.round, bytes_sent, outcome.claimed, outcome.privacy, outcome.mirror
+    )
 
 
 def _goes_on(federation: Federation, standing: Standing) -> bool:
@@ -122,16 +126,16 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan, *, may_r
     `may_repeat`: whether clients that are away now may have sent an upload before the server was killed.
     """
     params, state, round = standing.params, standing.state, standing.rounds_done + 1
-    payloads, downloads = _send(federation, plan, {**state, **params})
+    sending = _Sending(federation, plan, {**state, **params}, standing.mirror)
+    payloads, downloads = sending.send()
     intake = Intake(federation, plan, standing)
 
     second: list[Transfer] = []  # downloads of clients that forgot what they kept
 
     def complete(client_ids: Collection[int]) -> tuple[RoundPlan, dict[int, bytes]]:
-        whole = _whole_download(federation, plan, client_ids)
-        again, transfers = _send(federation, whole, {**state, **params}, client_ids)
+        again, transfers = sending.send_whole(client_ids)
         second.extend(transfers)
-        return whole, again
+        return sending.plan, again
 
     intake.gather(federation.runtime, payloads, complete)
     if counts := _counts(federation, plan, intake):
@@ -163,6 +167,7 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan, *, may_r
         privacy=privacy,
         epsilons=None if guarantee is None else guarantee.epsilons(privacy.spent),
         clipping_norm=intake.clipping_norm,
+        mirror=sending.mirror_after(accepted),
     )
 
 
@@ -179,27 +184,92 @@ def _released(
     return privacy
 
 
-def _whole_download(federation: Federation, plan: RoundPlan, client_ids: Collection[int]) -> RoundPlan:
-    """`plan`, in which these clients get every tensor that they hold."""
-    whole = replace(plan, download={**plan.download, **dict.fromkeys(client_ids, federation.wire.shared)})
-    return _fitted(federation, whole)
+class _Sending:
+    """The downloads of a round.
+
+    Args:
+        federation: what stays the same from round to round.
+        plan: of the round.
+        tensors: all that can travel.
+        mirror: what clients hold, before the round.
+
+    Attributes:
+        plan: with whole downloads for the clients that got one.
+    """
+
+    def __init__(self, federation: Federation, plan: RoundPlan, tensors: Params, mirror: Mirror) -> None:
+        self.plan = plan
+        self._federation, self._tensors, self._mirror = federation, tensors, mirror
+
+    def send(self, client_ids: Collection[int] | None = None) -> tuple[dict[int, bytes], list[Transfer]]:
+        """Encodes the download of each client (default: of the cohort); the same tensors are encoded once."""
+        plan, changes = self.plan, self._federation.channel.sends_changes
+        cohort = plan.cohort if client_ids is None else sorted(client_ids)
+        if changes:
+            self._advance({name for client_id in cohort for name in plan.download[client_id]})
+        encoded: dict[tuple[tuple[str, ...], Form, tuple[int, ...]], tuple[bytes, dict[str, int]]] = {}
+        ranks = {client_id: self._federation.rank_of(client_id) for client_id in cohort}
+        forms = {rank: self._federation.forms.form_of(self._tensors, rank) for rank in set(ranks.values())}
+        payloads: dict[int, bytes] = {}
+        transfers = []
+        for client_id in cohort:
+            names = plan.download[client_id]
+            known = self._mirror.since(client_id, names) if changes else ()
+            key = names, forms[ranks[client_id]], known
+            if key not in encoded:
+                encoded[key] = self._encode(*key)
+            payloads[client_id], groups = encoded[key]
+            transfers.append(Transfer(plan.round, client_id, "down", len(payloads[client_id]), groups))
+        return payloads, transfers
+
+    def send_whole(self, client_ids: Collection[int]) -> tuple[dict[int, bytes], list[Transfer]]:
+        """Encodes for these clients every tensor that they hold, as they keep nothing any more."""
+        federation = self._federation
+        download = {**self.plan.download, **dict.fromkeys(client_ids, federation.wire.shared)}
+        self.plan = _fitted(federation, replace(self.plan, download=download))
+        if federation.channel.sends_changes:
+            self._mirror = self._mirror.forgotten(client_ids)
+        return self.send(client_ids)
+
+    def mirror_after(self, accepted: Sequence[Accepted]) -> Mirror:
+        """What clients hold after the round; a client keeps its download if its reply counts."""
+        if not self._federation.channel.sends_changes:
+            return self._mirror
+        return self._mirror.kept({reply.client_id: self.plan.download[reply.client_id] for reply in accepted})
+
+    def _advance(self, names: Collection[str]) -> None:
+        """Changes the mirrored values of these tensors to those of this round."""
+        federation, round = self._federation, self.plan.round
+        values = {name: self._tensors[name] for name in federation.wire if name in names}
+        draws = derive(federation.seed, "codec", "down", round)
+        with _told(round):
+            self._mirror = self._mirror.advanced(round, values, federation.wire, federation.channel.down, draws)
+
+    def _encode(self, names: tuple[str, ...], form: Form, known: tuple[int, ...]) -> tuple[bytes, dict[str, int]]:
+        """The payload of these tensors, and their bytes by group.
+
+        Args:
+            names: of the tensors.
+            form: of the payload.
+            known: the rounds of what the clients hold, if downloads carry changes.
+        """
+        federation, channel, round = self._federation, self._federation.channel, self.plan.round
+        values = select(self._tensors, names)
+        if channel.sends_changes:
+            return self._mirror.payload(values, known, federation.wire, channel.down, compress=channel.compresses)
+        spec, draws = federation.forms.spec_of(form), derive(federation.seed, "codec", "down", round)
+        with _told(round):
+            narrow = federation.forms.narrowed(values, form)
+            return encode(narrow, spec, channel.down, draws, compress=channel.compresses)
 
 
-def _send(
-    federation: Federation, plan: RoundPlan, tensors: Params, client_ids: Collection[int] | None = None
-) -> tuple[dict[int, bytes], list[Transfer]]:
-    """Encodes the download of each client (default: of the cohort); the same tensors are encoded once."""
-    encoded: dict[tuple[tuple[str, ...], Form], tuple[bytes, dict[str, int]]] = {}
-    forms = {rank: federation.forms.form_of(tensors, rank) for rank in set(map(federation.rank_of, plan.cohort))}
-    payloads: dict[int, bytes] = {}
-    transfers = []
-    for client_id in plan.cohort if client_ids is None else sorted(client_ids):
-        key = names, form = plan.download[client_id], forms[federation.rank_of(client_id)]
-        if key not in encoded:
-            encoded[key] = _encode(plan.round, select(tensors, names), federation, form)
-        payloads[client_id], groups = encoded[key]
-        transfers.append(Transfer(plan.round, client_id, "down", len(payloads[client_id]), groups))
-    return payloads, transfers
+@contextmanager
+def _told(round: int) -> Iterator[None]:
+    """Context manager that turns a `PayloadError` of the server's own tensors into a `RoundError`."""
+    try:
+        yield
+    except PayloadError as error:
+        raise RoundError(f"round {round}: {error.message}", hint=error.hint or _DIVERGED_HINT) from error
 
 
 def _arrived(first: Sequence[Transfer], second: Sequence[Transfer], unreached: Collection[int]) -> list[Transfer]:
@@ -208,14 +278,6 @@ def _arrived(first: Sequence[Transfer], second: Sequence[Transfer], unreached: C
     arrived = [download for download in first if download.client_id not in set(unreached) - asked_twice]
     arrived += [download for download in second if download.client_id not in unreached]
     return sorted(arrived, key=lambda download: download.client_id)
-
-
-def _encode(round: int, tensors: Params, federation: Federation, form: Form) -> tuple[bytes, dict[str, int]]:
-    forms = federation.forms
-    try:
-        return encode(forms.narrowed(tensors, form), forms.spec_of(form), federation.channel.down)
-    except PayloadError as error:
-        raise RoundError(f"round {round}: {error.message}", hint=error.hint or _DIVERGED_HINT) from error
 
 
 def _counts(federation: Federation, plan: RoundPlan, intake: Intake) -> bool:

@@ -39,6 +39,7 @@ from fedelta.inference.directory import (
     replace_directory,
 )
 from fedelta.inference.fit import misfits
+from fedelta.inference.folding import folded
 from fedelta.inference.layout import from_layout, is_pair, to_layout
 from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import Anatomy
@@ -99,7 +100,7 @@ def write_adapter(directory: Path, adapter: SavedAdapter, anatomy: Anatomy, card
     """
     target = directory.resolve()
     refuse_foreign(directory, target)
-    tensors, config = to_layout(adapter.tuning, adapter.params, anatomy)
+    tensors, config = to_layout(*folded(adapter.tuning, adapter.params, anatomy), anatomy)
     # PEFT's wrapper for text classifiers requires a head; without one the plain wrapper is named.
     loader = (adapter.task or Classification()).loader(str(card.get("modality")))
     has_head = config.get("modules_to_save") is not None or (loader is not None and loader.dialogue is not None)

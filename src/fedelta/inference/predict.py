@@ -200,12 +200,14 @@ class Predictor:
             on_text: called with each piece of an answer as it comes; prompts are then answered one after the other.
 
         Raises:
-            InputError: the model is no language model.
+            InputError: the model is no language model, or `prompts` is one text.
             DataError: a prompt is empty, or leaves no room for an answer.
         """
         modality = self.backbone.modality
         if not isinstance(modality, Dialogues):
             raise InputError("this model gives no texts: it is no language model.", hint="use `predict`.")
+        if isinstance(prompts, str):
+            raise InputError("`prompts` is one text, expected a list of prompts.")
         wrong = [f"prompt {number} is empty" for number, prompt in enumerate(prompts, start=1) if not _has_text(prompt)]
         refuse_data("the prompts", wrong)
         dialogues = [[{"role": "user", "content": text}] if isinstance(text, str) else text for text in prompts]

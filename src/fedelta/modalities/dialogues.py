@@ -23,7 +23,7 @@ from fedelta.modalities.base import Certainty, Column, ColumnRule, ModelFiles
 from fedelta.modalities.settings import DialogueSettings, Preparation
 from fedelta.modalities.stores import REPLACE, in_chunks
 from fedelta.modalities.text import tokenizer_of
-from fedelta.modalities.turns import Messages, Template, problem_of
+from fedelta.modalities.turns import Messages, Template, ends_itself, problem_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fedelta")
 
 # Batches are padded to a multiple of so many tokens, so that kernels and allocators meet few different lengths.
+NOTHING_LEFT = (
+    "this is so in every row: raise `data.max_length`, or check whether `task.template` writes the responses."
+)
 BUCKET = 8
 _KEPT = 4  # a response may take all but a quarter of the tokens from its prompt
 IGNORED = -100  # the label of a token that is not trained on, as in transformers
@@ -214,25 +217,33 @@ class Dialogues:
         """
         encoded: list[Encoded] = []
         problems: list[str] = []
+        num_ended = 0
         for values in column.chunks():
             numbers = column.numbers[len(encoded) : len(encoded) + len(values)].tolist()
             wrong = {number: problem_of(value) for number, value in zip(numbers, values, strict=True)}
             problems += [f"row {number} {problem}" for number, problem in wrong.items() if problem]
             encoded += [Encoded([], [])] * len(values) if problems else self.encode(values)
+            num_ended += 0 if problems else sum(map(ends_itself, values))
         refuse(column.origin, problems, hint=REPLACE)
         empty = [int(column.numbers[row]) for row, each in enumerate(encoded) if not any(each.is_target[1:])]
-        refuse(column.origin, [f"row {number} has no token to train on" for number in empty], hint=REPLACE)
-        self._tell(column, encoded)
+        hint = NOTHING_LEFT if len(empty) == len(encoded) else REPLACE
+        refuse(column.origin, [f"row {number} has no token to train on" for number in empty], hint=hint)
+        self._tell(column, encoded, num_ended)
         return StoredDialogues.of(encoded, self)
 
-    def _tell(self, column: Column, encoded: Sequence[Encoded]) -> None:
-        """Logs how many rows were too long."""
+    def _tell(self, column: Column, encoded: Sequence[Encoded], num_ended: int) -> None:
+        """Logs how many rows were too long, and how many bring a token that ends them."""
         cut = [each for each in encoded if each.num_cut]
         dropped = sum(each.num_dropped > 0 for each in encoded)
         where = f"{column.origin}: of {len(encoded):,} rows"
         limit = f"more than {self.limit} tokens (`data.max_length`)" if self.limit == self.max_length else (
             f"more than the {self.limit} tokens that the model can take"
         )  # fmt: skip
+        if num_ended:
+            logger.warning(
+                "%s, %s end in the token of some model that ends a text; it is left out, since the template writes "
+                "that of this model.", where, f"{num_ended:,}",
+            )  # fmt: skip
         if dropped:
             logger.warning("%s, %s have %s; the beginning of their prompts is left out.", where, f"{dropped:,}", limit)
         if cut:
@@ -345,6 +356,11 @@ class StoredDialogues:
             "attention_mask": is_token_BT.long(),
             "labels": ids_BT.where(is_token_BT & self.is_target[places_BT], IGNORED),
         }
+
+    @cached_property
+    def num_tokens(self) -> Tensor:
+        """The number of tokens of each row, int64 of shape [N]."""
+        return self.ends.diff(prepend=self.ends.new_zeros(1))
 
     @cached_property
     def num_targets(self) -> Tensor:

@@ -20,6 +20,8 @@ Messages = list[dict[str, str]]
 
 _ASSISTANT = "assistant"
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+# By which well-known models end a text or a turn; some data sets have them in their texts.
+_ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>")
 # Every turn but the assistant's ends in a new line, so that a prompt ends where its answer begins.
 PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
@@ -68,7 +70,8 @@ def problem_of(value: object) -> str | None:
 def _problem_of_messages(messages: Sequence[Any]) -> str | None:  # Any: any type that a file can hold
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping) or "role" not in message:
-            return f"has a message {number} without `role` and `content`"
+            keys = f" with {' and '.join(map(repr, message))}" if isinstance(message, Mapping) and message else ""
+            return f"has a message {number}{keys}, expected `role` and `content`"
         if message["role"] not in _ROLES:
             return f"has a message {number} of role {message['role']!r}, expected one of {', '.join(_ROLES)}"
         if _content(message) is None:
@@ -95,8 +98,31 @@ def messages_of(value: Any) -> Messages | None:  # Any: any type that a file can
     if isinstance(value, str):
         return None
     if isinstance(value, Mapping):
-        return [{"role": "user", "content": value["prompt"]}, {"role": _ASSISTANT, "content": value["response"]}]
-    return [{"role": message["role"], "content": _content(message) or ""} for message in value]
+        value = [{"role": "user", "content": value["prompt"]}, {"role": _ASSISTANT, "content": value["response"]}]
+    return [_message(message["role"], _content(message) or "") for message in value]
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": without_end(content) if role == _ASSISTANT else content}
+
+
+def without_end(text: str) -> str:
+    """A text without the token that ends it, since a template writes that of the model; a token alone stays.
+
+    >>> without_end("No<|endoftext|>"), without_end("No"), without_end("</s>")
+    ('No', 'No', '</s>')
+    """
+    for end in _ENDS:
+        if (kept := text.rstrip().removesuffix(end)) != text.rstrip() and kept.strip():
+            return kept
+    return text
+
+
+def ends_itself(value: Any) -> bool:  # Any: any type that a file can hold
+    """Whether `without_end` takes something from the last text of a dialogue without problems."""
+    last = value["response"] if isinstance(value, Mapping) else value
+    last = (_content(last[-1]) or "") if isinstance(last, list) else last
+    return bool(without_end(last) != last)
 
 
 @dataclass(frozen=True)
@@ -144,7 +170,7 @@ class Template:
 
     def _written(self, messages: Messages | None, value: str) -> Written:
         if messages is None:
-            text = f"{self.bos}{value}{self.tokenizer.eos_token or ''}"
+            text = f"{self.bos}{without_end(value)}{self.tokenizer.eos_token or ''}"
             return Written(text, ((len(self.bos), len(text)),))
         text, answers = self._render(messages), []
         last = max(number for number, message in enumerate(messages) if message["role"] == _ASSISTANT)

@@ -61,7 +61,7 @@ def row_sums(head: nn.Module, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
     weight, bias = head.get_parameter("weight"), dict(head.named_parameters()).get("bias")
     is_target = targets_BT != IGNORED
     hidden_PD, targets_P = hidden_BTD[is_target], targets_BT[is_target]
-    if weight.requires_grad:
+    if weight.requires_grad and torch.is_grad_enabled():
         losses_P = functional.cross_entropy(
             functional.linear(hidden_PD, weight, bias).float(), targets_P, reduction="none"
         )

@@ -28,6 +28,10 @@ class Vocabulary:
     path: str
     gives_logits: bool
 
+    def size(self, module: nn.Module) -> int:
+        """The number of words."""
+        return module.get_submodule(self.path).get_parameter("weight").shape[-2]
+
     def sums(self, module: nn.Module, inputs: Mapping[str, Tensor], extra: Mapping[str, bool]) -> Tensor:
         """The sum of the losses of each row, float32 of shape [B, 1].
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from fedelta.codecs.changes import Mirror
 from fedelta.durable import write_atomic
 from fedelta.errors import CheckpointError, FormatError, SpecError
 from fedelta.params import Params, ParamSpec
@@ -27,7 +28,7 @@ from fedelta.record.files import Mark
 from fedelta.record.origin import Origin
 from fedelta.strategies.base import State
 
-FORMAT = "fedelta-checkpoint-7"
+FORMAT = "fedelta-checkpoint-8"
 # Advice for a run directory of another version.
 OTHER_VERSION = "use the version that environment.json names, or run config.toml again with this one."
 
@@ -45,6 +46,7 @@ class Checkpoint:
         logs: name of each log to its length and digest at that moment; without `timings.jsonl`, which may be lost.
         origin: the settings and inputs that the run started from.
         privacy: what has been released by the end of that round.
+        mirror: what clients hold at the end of that round, if downloads carry changes; else empty.
     """
 
     round: int
@@ -55,6 +57,7 @@ class Checkpoint:
     logs: Mapping[str, Mark] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
     privacy: PrivacyState = field(default_factory=PrivacyState)
+    mirror: Mirror = field(default_factory=Mirror)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -101,7 +104,8 @@ def check_fit(path: Path, checkpoint: Checkpoint, spec: ParamSpec) -> None:
 
 def encode(checkpoint: Checkpoint) -> bytes:
     """`checkpoint` as the content of a safetensors file; its tensors may have any device and layout."""
-    tensors = _separate({"params": checkpoint.params, "state": checkpoint.state})
+    mirrored, mirror = checkpoint.mirror.to_state()
+    tensors = _separate({"params": checkpoint.params, "state": checkpoint.state, "mirror": mirrored})
     facts = {
         "format": FORMAT,
         "round": checkpoint.round,
@@ -112,6 +116,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "logs": {name: vars(mark) for name, mark in checkpoint.logs.items()},
         "origin": vars(checkpoint.origin),
         "privacy": checkpoint.privacy.as_record(),
+        "mirror": mirror,
     }
     described = json.dumps(facts)
     # One entry, because safetensors writes several in random order, and equal checkpoints must be equal files.
@@ -148,6 +153,10 @@ def decode(content: bytes) -> Checkpoint:
         logs={name: Mark(**mark) for name, mark in facts["logs"].items()},
         origin=Origin(**facts["origin"]),
         privacy=PrivacyState.from_record(facts["privacy"]),
+        mirror=Mirror.from_state(
+            {name.removeprefix("mirror/"): tensor for name, tensor in tensors.items() if name.startswith("mirror/")},
+            facts["mirror"],
+        ),
     )
 
 

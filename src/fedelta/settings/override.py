@@ -69,6 +69,10 @@ def _put(table: Table, path: str, value: object, root: type[Settings], *, origin
     if key == "name" and (table.get("name", value) != value or stands_for_several):
         # A new name drops the fields that the new class lacks.
         fields = _fields_of(annotation, value)
+        if stands_for_several:  # and those for which the name stands
+            fields |= {
+                field for field in annotation.model_fields if annotation_of(annotation, field) != annotation.shorthand
+            }
         for field in [field for field in table if field not in fields]:
             del table[field]
     if value is None:

@@ -111,6 +111,60 @@ def turn(size: int, number: int, client_ids: Sequence[int]) -> list[int]:
     return sorted(client_ids[place % len(client_ids)] for place in places)
 
 
+ALL_ROWS = 2**31  # more than any pair has
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much of the low-rank pairs travels in a payload; by default all (federation/forms.py).
+
+    Args:
+        rank: rows of A and columns of B, at most.
+        rows: rows and columns of the factors that are carried, at most; "dense": the one factor of their dense form.
+    """
+
+    rank: int = ALL_ROWS
+    rows: int | Literal["dense"] = 0
+
+
+_WHOLE = Form()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The form of payloads that have all of every tensor; see `Forms` for its methods.
+
+    Args:
+        wire: every tensor that can travel.
+    """
+
+    wire: ParamSpec
+
+    def spec_of(self, form: Form) -> ParamSpec:
+        """All tensors."""
+        return self.wire
+
+    def form_in(self, payload: bytes) -> Form:
+        """The whole."""
+        return _WHOLE
+
+    def form_of(self, params: Mapping[str, Tensor], rank: int | None) -> Form:
+        """The whole."""
+        return _WHOLE
+
+    def narrowed(self, tensors: Params, form: Form) -> Params:
+        """All tensors."""
+        return tensors
+
+    def widened(self, tensors: Params, form: Form) -> Params:
+        """All tensors."""
+        return tensors
+
+    def limited(self, tensors: Params, form: Form) -> Params:
+        """All tensors."""
+        return tensors
+
+
 @dataclass(frozen=True)
 class Noised:
     """What client-level privacy tells a strategy about the noise of a round.

@@ -45,6 +45,7 @@ class LabelSets:
         return LabelSets(self.values[rows], self.strata[rows])
 
 
+_NUM_SHOWN = 5
 _EMPTY = LabelSets(torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64))
 
 
@@ -105,13 +106,13 @@ def _are_vectors(column: TargetColumn) -> bool:
 
 
 def _places(row: object, width: int) -> object:
-    """The places of the ones among 0 and 1; `row` itself, or None for a gap, if it is something else."""
+    """The places of the ones among 0 and 1; None for a gap, a tuple if there is something else."""
     if not isinstance(row, list) or len(row) != width:
         return row
     if any(item is None or (isinstance(item, float) and math.isnan(item)) for item in row):
         return None
     if any(not isinstance(item, int | float) or item not in {0, 1} for item in row):
-        return list(map(float, row)) if all(isinstance(item, int | float) for item in row) else tuple(row)
+        return tuple(row)
     return [place for place, item in enumerate(row) if item == 1]
 
 
@@ -123,6 +124,12 @@ def _labels(column: TargetColumn) -> list[list[Any]]:
 def _problems(column: TargetColumn) -> list[str]:
     what = f"{column.what}: label column {column.name!r}"
     present = [value for value in column.values if value is not None]
+    if vectors := [value for value in present if isinstance(value, tuple)]:
+        items = [item for value in vectors for item in value if item not in (0, 1)]
+        wrong = ", ".join(sorted(set(map(repr, items)))[:_NUM_SHOWN])
+        are_numbers = all(isinstance(item, int | float) for item in items)
+        advice = '; to predict several numbers, set `task.name` = "regression"' if are_numbers else ""
+        return [f"{column.what}: label columns {column.name!r} hold {wrong}, expected 0 or 1{advice}"]
     others = sorted({type(value).__name__ for value in present if not isinstance(value, list)})
     if others or not present:
         return [f"{what} holds {listed(others) or 'no values'}, expected a list of labels in each row{_advice(others)}"]

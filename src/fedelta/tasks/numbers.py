@@ -101,13 +101,16 @@ def _problems(column: TargetColumn) -> list[str]:
     values = [value for row in rows for value in row]
     kinds = sorted({type(value).__name__ for value in values if value is not None})
     words = [row for row, each in enumerate(rows) if any(isinstance(v, str) and not _is_number(v) for v in each)]
-    if kinds == ["str"] and 0 < 2 * len(words) < len(rows):
-        example, numbers = repr(rows[words[0]][0]), listed(words)
+    if "str" in kinds and 0 < 2 * len(words) < len(rows):
+        texts = [value for value in rows[words[0]] if isinstance(value, str) and not _is_number(value)]
+        example, numbers = repr(texts[0]), listed(words)
         return [
             f"{what} holds text such as {example} in {len(words)} rows: rows {numbers}; expected a number in each row"
         ]
     if not kinds or not set(kinds) <= {"int", "float"}:
-        return [f"{what} holds {listed(kinds) or 'no values'}, expected numbers{classes}"]
+        commas = [value for value in values if isinstance(value, str) and _is_number(value.replace(",", ".", 1))]
+        advice = f"; write {commas[0]!r} with a decimal point" if commas and len(commas) == len(values) else classes
+        return [f"{what} holds {listed(kinds) or 'no values'}, expected numbers{advice}"]
     missing = [row for row, each in enumerate(rows) if None in each]
     infinite = [
         row for row, each in enumerate(rows) if any(isinstance(v, float) and not math.isfinite(v) for v in each)

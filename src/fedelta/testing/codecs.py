@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedelta.codecs.base import Codec
+from fedelta.codecs.base import Codec, most_bytes
 from fedelta.errors import PayloadError
 from fedelta.params import is_finite, norm
 from fedelta.seeds import stream
@@ -42,9 +42,9 @@ class CodecTrial:
         """Normal numbers of the magnitude of deltas, in every shape."""
         return [1e-2 * torch.randn(shape, generator=stream(0, "numbers", *shape)) for shape in _SHAPES]
 
-    def packed(self, tensor: Tensor) -> bytes:
+    def packed(self, tensor: Tensor, seed: int = 0) -> bytes:
         """A copy of the bytes that `pack` returns."""
-        return bytes(self.codec.pack(_NAME, tensor))
+        return bytes(self.codec.pack(_NAME, tensor, seed))
 
     def unpacked(self, data: bytes, shape: tuple[int, ...]) -> Tensor:
         """The result of `unpack`."""
@@ -86,7 +86,7 @@ def zeros_stay_zeros(trial: CodecTrial) -> None:
 
 
 def equal_tensors_give_equal_bytes(trial: CodecTrial) -> None:
-    """Independent of what was packed before; no global generator is used."""
+    """With equal seeds, independent of what was packed before; no global generator is used."""
     with no_global_draws():
         first = [trial.packed(tensor) for tensor in trial.tensors]
         again = [trial.packed(tensor) for tensor in reversed(trial.tensors)][::-1]
@@ -166,6 +166,25 @@ def altered_bytes_give_a_tensor_or_an_error_of_ours(trial: CodecTrial) -> None:
             require(same, f"With byte {place} set to {value} it gives {back}.")
 
 
+def any_bytes_give_a_tensor_or_an_error_of_ours(trial: CodecTrial) -> None:
+    """Bytes at random, of the right length and of others."""
+    for tensor in trial.tensors:
+        shape, length = tuple(tensor.shape), len(trial.packed(tensor))
+        for number, num_bytes in enumerate(sorted({length, length + 1, length // 2, 1, 40})):
+            for draw in range(20):
+                numbers = torch.randint(256, (num_bytes,), generator=stream(draw, "bytes", number), dtype=torch.uint8)
+                back = _tried(trial, numbers.numpy().tobytes(), shape, f"{num_bytes} bytes at random")
+                same = back is None or (tuple(back.shape) == shape and back.dtype == torch.float32)
+                require(same, f"{num_bytes} bytes at random for a tensor {shape} give {back}.")
+
+
+def it_takes_no_more_bytes_than_the_server_allows(trial: CodecTrial) -> None:
+    """Eight bytes a number and 64 more: the limit for what a site may send."""
+    for tensor in trial.tensors:
+        length, most = len(trial.packed(tensor)), most_bytes(tensor.numel())
+        require(length <= most, f"A tensor {tuple(tensor.shape)} takes {length} bytes, expected at most {most}.")
+
+
 def nothing_is_allocated_before_the_length_is_checked(trial: CodecTrial) -> None:
     """A few bytes for a tensor of 2^46 numbers, which no machine can hold."""
     for data in (b"", bytes(8), trial.packed(trial.tensors[2])):
@@ -191,6 +210,8 @@ CHECKS: tuple[Callable[[CodecTrial], None], ...] = (
     finite_numbers_come_back_finite_or_are_refused,
     bytes_of_another_length_are_refused,
     altered_bytes_give_a_tensor_or_an_error_of_ours,
+    any_bytes_give_a_tensor_or_an_error_of_ours,
+    it_takes_no_more_bytes_than_the_server_allows,
     nothing_is_allocated_before_the_length_is_checked,
 )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 
+from fedelta.aggregation.low_rank import Apart, LowRank, prepared
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
@@ -14,6 +17,7 @@ from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.base import Federation, Standing
 from fedelta.federation.client import Site
+from fedelta.federation.pairs import Pairs
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.params import is_finite, select
@@ -26,7 +30,7 @@ from fedelta.testing.small import small_data, small_model
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lanes import Lanes
 
-_ROWS = (5, 7, 4, 8)  # of each client
+_ROWS = (5, 6, 4, 5, 4)  # of each client
 
 
 def played(
@@ -36,8 +40,10 @@ def played(
     *,
     channel: Channel = Channel(),  # noqa: B008  a frozen value
     rule: LocalRule = Plain(),  # noqa: B008  likewise
+    aggregation: LowRank = Apart(),  # noqa: B008  likewise
+    ranks: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[Federation, Standing, list[RoundOutcome]]:
-    """A federation of four clients, its initial params, and its rounds.
+    """A federation of five clients, its initial params, and its rounds.
 
     Args:
         strategy: of the run.
@@ -45,9 +51,13 @@ def played(
         family: a key of `SMALL_MODELS`.
         channel: the codecs of both directions.
         rule: the local rule.
+        aggregation: how the low-rank pairs of the method are combined.
+        ranks: client id to its rank; empty if all have that of the method.
     """
     backbone, lanes = small_model(family), Lanes(min(3, method.max_lanes or 3))
-    spec = method.apply(backbone, lanes, stream(0, "tuning"))
+    spec = prepared(aggregation, backbone.module, method.apply(backbone, lanes, stream(0, "tuning")))
+    is_plain = isinstance(aggregation, Apart) and not ranks
+    pairs = None if is_plain else Pairs(aggregation, spec, strategy.cohort_rounds)
     client = ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd(), local_steps=strategy.local_steps)
     # All exits, so that every head is trained.
     engine = LaneEngine(
@@ -57,12 +67,12 @@ def played(
     partition = dict(enumerate(torch.arange(sum(_ROWS)).split(list(_ROWS))))
     site = Site(
         engine, partition, channel, seed=0, num_rounds=strategy.num_rounds, start=select(start, spec.kept),
-        steering=strategy.steering,
+        given=select(start, spec.given), steering=strategy.steering, pairs=pairs,
     )  # fmt: skip
     federation = Federation(
         strategy=strategy, runtime=site, channel=channel, spec=spec, clients=Clients.of(sorted(partition)), seed=0,
         evaluate=lambda _: Evaluation({"accuracy": 0.0, "loss_nats": 0.0}),
-        effective_steps=client.effective_steps,
+        effective_steps=client.effective_steps, pairs=None if pairs is None else replace(pairs, ranks=ranks),
     )  # fmt: skip
     standing = Standing(start, strategy.init(start, spec))
     return federation, standing, list(federate(federation, standing))

@@ -57,14 +57,16 @@ def _of_strategy(subject: str, strategy: Any, _models: Sequence[str]) -> list[Co
 
 
 def _shortened(strategy: Any) -> Strategy:
+    longest = _LONGEST | {"clients_per_round": max(_LONGEST["clients_per_round"], strategy.mean.min_values)}
     short: Strategy = strategy.model_copy(
-        update={name: min(most, getattr(strategy, name)) for name, most in _LONGEST.items()}
+        update={name: min(most, getattr(strategy, name)) for name, most in longest.items()}
     )
     return short
 
 
 def _of_mean(subject: str, mean: Any, _models: Sequence[str]) -> list[Contract]:
-    strategy = _AVERAGED.model_copy(update={"mean": mean})
+    num_clients = min(5, max(_AVERAGED.clients_per_round, mean.min_values))
+    strategy = _AVERAGED.model_copy(update={"mean": mean, "clients_per_round": num_clients})
     return contracts_for(subject, means.MeanTrial(mean), means.CHECKS) + [
         _run(f"{subject} on {method.name!r}", strategy, (method, family)) for method, family in _TUNED
     ]

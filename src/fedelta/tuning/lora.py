@@ -30,10 +30,11 @@ from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
 from fedelta.models.layers import is_linear, is_plain, is_quantised, is_transposed, matrix_shape
 from fedelta.params import ParamSpec, TensorSpec
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 from fedelta.tuning.base import effective_layers, merge_head, replace, specification, tune_head, untouched
 from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, joined, lane_parameter, random_like
 from fedelta.tuning.low_rank import low_rank_linear
+from fedelta.tuning.ranks import RankByClient
 from fedelta.tuning.targets import (
     describe_choice,
     layers_of_kind,
@@ -62,6 +63,7 @@ class Lora(Settings):
         rank_pattern: role or module name to the rank of the layers that it matches.
         alpha_pattern: role or module name to the alpha of the layers that it matches.
         use_rslora: divide by sqrt r instead of r (Kalajdzievski 2023).
+        rank_by_client: gives clients different ranks; None: every client has the rank of the server.
         train_head: train and send the head too; by default if the model has one, which a language model has not.
     """
 
@@ -78,6 +80,7 @@ class Lora(Settings):
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     use_rslora: bool = False
+    rank_by_client: RankByClient | None = None
     train_head: bool | None = None
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
@@ -102,6 +105,10 @@ class Lora(Settings):
             tensors[f"{current}.lora_A"] = TensorSpec(a_shape, current)
             tensors[f"{current}.lora_B"] = TensorSpec(b_shape, current)
         return specification(backbone, tensors | ({} if self.train_head is False else tune_head(backbone, lanes)))
+
+    def problems(self, context: Context) -> list[str]:
+        """Reports what clients of different rank cannot be combined with."""
+        return [] if self.rank_by_client is None else _rank_problems(self.rank_by_client, context)
 
     def targets(self, backbone: Backbone) -> list[str]:
         """Original paths of the layers that get a pair, in the order of the model.
@@ -245,9 +252,13 @@ class LoraConv(Wrapper):
 
 def factors(layer: LoraLinear | LoraConv) -> tuple[Tensor, Tensor]:
     """A and B of every lane, followed by what is carried beside the pair, if there is space for it (`carry`)."""
-    if layer.carried_A is None or layer.carried_B is None:
+    c, d = layer.carried_A, layer.carried_B
+    # Without rows of zeros, which would take time and, as they change the order of sums, the last bits.
+    places = torch.zeros(0) if c is None else c.detach().flatten(2).any(2).any(0).nonzero()
+    rows = int(places.max()) + 1 if places.numel() else 0
+    if c is None or d is None or not rows:
         return layer.lora_A, layer.lora_B
-    return torch.cat([layer.lora_A, layer.carried_A], dim=1), torch.cat([layer.lora_B, layer.carried_B], dim=2)
+    return torch.cat([layer.lora_A, c[:, :rows]], dim=1), torch.cat([layer.lora_B, d[:, :, :rows]], dim=2)
 
 
 def carry(module: nn.Module) -> None:
@@ -289,6 +300,29 @@ def max_rank(layer: nn.Module) -> int:
     """The largest useful rank: that of the weight as a matrix [O, all other axes]."""
     out_features, *inner = matrix_shape(layer)
     return min(out_features, math.prod(inner))
+
+
+def _rank_problems(ranks: RankByClient, context: Context) -> list[str]:
+    problems, given = [], "`tuning.rank_by_client` is there"
+    strategy, mean, unit = (context.get(key) for key in ("strategy.name", "strategy.mean.name", "privacy.unit"))
+    if strategy in ("scaffold", "fednova"):
+        problems.append(
+            f"{given}, but `strategy.name` is {strategy!r}, which compares the changes of clients scalar by "
+            "scalar; choose another strategy, such as 'fedavg'"
+        )
+    if mean not in (None, "weighted", "uniform", "clipped", "normalised", "uniform-deltas"):
+        problems.append(
+            f"{given}, but `strategy.mean.name` is {mean!r}, which would take the rows that clients lack for "
+            "outliers; choose 'weighted' or 'uniform'"
+        )
+    if unit not in (None, "none"):
+        problems.append(
+            f"{given}, but `privacy.unit` is {unit!r}: noise would also be added to the rows that a client lacks; "
+            "give all clients one rank"
+        )
+    if ranks.assignment == "tier" and ranks.file is None and context.get("exits.has_tiers") is False:
+        problems.append("`tuning.rank_by_client.assignment` is 'tier', but `[exits]` has no tiers")
+    return problems
 
 
 def _check_rank(rank: int, path: str, layer: nn.Module) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from fedelta.deployment.run.measures import SiteMeasures, read_sums
 from fedelta.errors import PayloadError
 from fedelta.tasks.classification import Classification
+from fedelta.tasks.language import Language
 
 
 class Sites:
@@ -16,7 +18,8 @@ class Sites:
     def __init__(self, **answers: Mapping[str, Any]) -> None:
         self.answers = answers
 
-    def measure(self, params: object) -> Mapping[str, Mapping[str, Any]]:
+    def measure(self, params: object, *, with_answers: bool) -> Mapping[str, Mapping[str, Any]]:
+        self.asked_for_answers = with_answers
         return self.answers
 
 
@@ -36,6 +39,18 @@ def test_measures_of_sites_are_those_of_all_their_rows_together():
     # (9 + 15) / (10 + 30) = 0.6, not the mean of 0.9 and 0.5; (3 + 12) / 40 = 0.375.
     assert evaluation.measures == {"accuracy": 0.6, "loss_nats": 0.375}
     assert sites.records["hamburg"] == {"measures": {"accuracy": 0.5, "loss_nats": 0.4}, "num_test_examples": 30}
+
+
+def test_sites_tell_how_good_the_answers_of_a_language_model_are():
+    totals = {"test_loss": [6.0, 4], "exact_match": [1, 2], "rouge_l": [1.5, 2]}
+    more = {"test_loss": [2.0, 4], "exact_match": [2, 2], "rouge_l": [2.0, 2]}
+    sites = Sites(berlin={"sums": [totals], "num_examples": 3}, hamburg={"sums": [more], "num_examples": 3})
+    evaluation = SiteMeasures(sites, Language()).evaluate({}, with_answers=True)
+    assert sites.asked_for_answers
+    assert evaluation is not None
+    # (6 + 2) / (4 + 4) = 1, (1 + 2) / (2 + 2) = 0.75, (1.5 + 2) / 4 = 0.875.
+    measures = {"test_loss": 1.0, "perplexity": math.e, "exact_match": 0.75, "rouge_l": 0.875}
+    assert evaluation.measures == pytest.approx(measures)
 
 
 def test_without_an_answer_there_are_no_measures():

@@ -100,8 +100,16 @@ def test_a_recipe_that_this_version_does_not_know_is_refused(tmp_path, recipe, p
 
 
 def test_another_task_than_the_sites_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"the recipe's task is .*classification.* has .*regression"):
+    with pytest.raises(InputError, match=r"`task.name` is 'classification', expected 'regression'"):
         merged(SMALL, site(tmp_path, task={"name": "regression"}))
+    named = {"name": "classification", "focal_gamma": 2.0}
+    with pytest.raises(InputError, match=r"settings: `task.focal_gamma` is 0.0, expected 2.0\."):
+        merged(SMALL, site(tmp_path, task=named))
+
+
+def test_what_a_site_does_not_say_of_its_task_is_the_recipes(tmp_path):
+    recipe = f'{SMALL}\n[task]\nname = "classification"\nfocal_gamma = 2.0\n'
+    assert merged(recipe, site(tmp_path, task={"name": "classification"})).task.focal_gamma == 2.0
 
 
 @pytest.mark.parametrize("up", [False, True], ids=["from the root", "upwards"])

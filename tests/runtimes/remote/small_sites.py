@@ -11,6 +11,7 @@ import torch
 from tests.runtimes.remote.local_link import LocalLink, LocalSite
 from torch import Tensor
 
+from fedelta.aggregation.low_rank import Apart, LowRank, prepared
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode
@@ -22,6 +23,7 @@ from fedelta.engine.work import ClientSettings
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.client import Site
 from fedelta.federation.memory import Memories, Memory
+from fedelta.federation.pairs import Pairs
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
@@ -60,6 +62,8 @@ class Small:
         channel: the codecs.
         depths: of each client, in blocks.
         batch_norm: whether norms travel.
+        aggregation: how pairs are combined.
+        ranks: of each client; empty if all have that of the method.
     """
 
     strategy: Strategy
@@ -68,6 +72,8 @@ class Small:
     channel: Channel = Channel()  # noqa: RUF009 likewise
     depths: Mapping[int, int] | None = None
     batch_norm: Literal["average", "local"] = "average"
+    aggregation: LowRank = Apart()  # noqa: RUF009 a frozen value
+    ranks: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -76,7 +82,7 @@ class Small:
     @cached_property
     def engine(self) -> LaneEngine:
         backbone, lanes = self.backbone, Lanes(1)
-        spec = self.method.apply(backbone, lanes, stream(0, "tuning"))
+        spec = prepared(self.aggregation, backbone.module, self.method.apply(backbone, lanes, stream(0, "tuning")))
         client = ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd(), local_steps=self.strategy.local_steps)
         return LaneEngine(
             backbone, spec, lanes, small_data(self.family), client=client, rule=Plain(), exits=ExitSettings(train="sum")
@@ -107,12 +113,17 @@ class Small:
         backbone, spec = self.backbone, self.engine.spec
         return Tiers(self.depths, {depth: owned_at(backbone, spec, depth, range(1, depth + 1)) for depth in (1, 2)})
 
+    @property
+    def pairs(self) -> Pairs:
+        return Pairs(self.aggregation, self.engine.spec, self.strategy.cohort_rounds)
+
     def site(self, client_ids: Sequence[int]) -> Site:
         """A site with these clients."""
         return Site(
             self.engine, select(self.partition, client_ids), self.channel, seed=0,
             num_rounds=self.strategy.num_rounds, start=select(self.start, self.engine.spec.kept),
-            steering=self.strategy.steering, tiers=self.tiers,
+            given=select(self.start, self.engine.spec.given), steering=self.strategy.steering, tiers=self.tiers,
+            pairs=self.pairs,
         )  # fmt: skip
 
     def federation(self, runtime: Runtime) -> Federation:
@@ -122,6 +133,7 @@ class Small:
             clients=Clients.of(self.partition), seed=0,
             evaluate=lambda _: Evaluation({"accuracy": 0.0, "loss_nats": 0.0}),
             effective_steps=self.engine.client.effective_steps, tiers=self.tiers,
+            pairs=replace(self.pairs, ranks=self.ranks),
             attendance=runtime.attendance if isinstance(runtime, Remote) else tuple,
             site_of={} if isinstance(runtime, Site) else {number: site for site in AT for number in AT[site]},
         )  # fmt: skip

@@ -11,9 +11,11 @@ from tests.runtimes.remote.small_sites import SiteProgram, Small, link_of, remot
 
 from fedelta.aggregation.means import Clipped
 from fedelta.aggregation.robust import Median
+from fedelta.catalog import LOW_RANK
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
-from fedelta.codecs.quantize import Int8
+from fedelta.codecs.quantize import Integers
+from fedelta.codecs.sparse import TopK
 from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
@@ -73,6 +75,12 @@ def assert_same(deployment: list[RoundOutcome], simulation: list[RoundOutcome]) 
         assert all(torch.equal(ours.state[name], theirs.state[name]) for name in theirs.state)
 
 
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_low_rank_aggregation_gives_the_bits_of_a_simulation_with_ranks_that_only_the_server_knows(name: str):
+    small = Small(FedAvg(**SIZES), aggregation=LOW_RANK[name](), ranks={0: 1, 1: 2, 2: 2, 3: 1})
+    assert_same(deployed(small), simulated(small))
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_gives_the_bits_of_a_simulation(name: str):
     small = Small(STRATEGIES[name])
@@ -94,7 +102,7 @@ def resumed(small: Small, folder: Path, after: int) -> list[RoundOutcome]:
     again.restore(folder, mark)
     last = outcomes[after - 1]
     num_bytes = sum(transfer.payload_bytes for outcome in outcomes[:after] for transfer in outcome.transfers)
-    standing = Standing(last.params, last.state, last.round, num_bytes, last.claimed)
+    standing = Standing(last.params, last.state, last.round, num_bytes, last.claimed, mirror=last.mirror)
     return [*outcomes[:after], *federate(small.federation(again), standing)]
 
 
@@ -103,12 +111,15 @@ KINDS = {
     "statistics of batch norms": Small(FedAvg(**SIZES), Parallel(), "small-resnet"),
     "local batch norms": Small(FedAvg(**SIZES), Parallel(), "small-resnet", batch_norm="local"),
     "full": Small(FedAvg(**SIZES), Full()),
-    "residuals": Small(FedAvg(**SIZES), channel=Channel(down=Cast(), up=Int8())),
-    "residuals and adrift": Small(STRATEGIES["fedlama-auto"], channel=Channel(down=Int8(), up=Int8())),
+    "residuals": Small(FedAvg(**SIZES), channel=Channel(down=Cast(), up=Integers())),
+    "residuals and adrift": Small(STRATEGIES["fedlama-auto"], channel=Channel(down=Integers(), up=Integers())),
     "tiers": Small(Scaffold(**SIZES), Accumulator(**EXITS), depths={0: 1, 1: 2, 2: 1, 3: 2}),
     "tiers and windows": Small(STRATEGIES["fedlama"], Accumulator(**EXITS), depths={0: 1, 1: 2, 2: 1, 3: 2}),
     "clipping": Small(FedAvg(**SIZES, mean=Clipped())),
     "median": Small(FedAvg(**SIZES, mean=Median())),
+    "changes": Small(Scaffold(**SIZES), channel=Channel(down=Integers(name="int4"), up=Integers(), entropy="zstd")),
+    "changes and exact uploads": Small(Scaffold(**SIZES), channel=Channel(down=Integers(name="int4"))),
+    "changes and windows": Small(STRATEGIES["fedlama"], channel=Channel(down=Integers(name="int4"), up=TopK(k=0.1))),
     "control variates in float16": Small(Scaffold(**SIZES), channel=Channel(down=Cast(name="float16"))),
 }
 
@@ -119,7 +130,10 @@ def test_whatever_clients_keep_or_send_gives_the_bits_of_a_simulation(kind: str)
     assert_same(deployed(small), simulated(small))
 
 
-@pytest.mark.parametrize("kind", ["local batch norms", "residuals and adrift", "tiers", "tiers and windows"])
+@pytest.mark.parametrize(
+    "kind",
+    ["local batch norms", "residuals and adrift", "tiers", "tiers and windows", "changes", "changes and windows"],
+)
 def test_a_server_that_goes_on_from_its_checkpoint_ends_in_the_same_bits(kind: str, tmp_path: Path):
     small = KINDS[kind]
     simulation = simulated(small)
@@ -136,7 +150,9 @@ def test_a_server_that_begins_anew_with_sites_that_know_more_ends_in_the_same_bi
     assert_same(outcomes, simulated(small))
 
 
-@pytest.mark.parametrize("kind", ["control variates", "tiers", "control variates in float16"])
+@pytest.mark.parametrize(
+    "kind", ["control variates", "tiers", "control variates in float16", "changes and exact uploads"]
+)
 def test_control_variates_survive_the_loss_of_a_sites_disk(kind: str, tmp_path: Path):
     small = KINDS[kind]
     link = link_of(small)

@@ -28,6 +28,10 @@ def refuse_conflicts(config: Config) -> None:
         without_test = lacking_test(config.data)
         if config.model.batch_norm == "local":
             without_test.append("`model.batch_norm` is 'local', so that only the clients have whole models")
+        if config.aggregation.keeps is not None:
+            without_test.append(
+                f"`aggregation.name` is {config.aggregation.name!r}, so that only the clients have whole models"
+            )
         problems += without_test
         hints += [NO_TEST_SET] if without_test else []
     if problems:

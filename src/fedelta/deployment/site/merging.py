@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from fedelta.config import Config, parse_config
 from fedelta.deployment.site.settings import Protection, SiteSettings
 from fedelta.errors import ConfigError, InputError
-from fedelta.settings.base import Table
+from fedelta.settings.base import Table, as_settings
+from fedelta.tasks.base import Task
 
 # Keys of `[data]` that say how rows become examples and measures, not which rows are read: the site may set them, and
 # where it does not, they are the recipe's, so that all sites do the same.
@@ -52,13 +53,24 @@ def merged(text: str, site: SiteSettings) -> Config:
         table["partition"] = {"name": "iid", "num_clients": _UNKNOWN_NUMBER}
         table.pop("personalization", None)
     config = parse_config(table, origin="the recipe of the server")
-    if site.task is not None and config.task != site.task:
+    if site.task is not None and (other := _differences(site.task, config.task)):
         raise InputError(
-            f"the recipe's task is {config.task!r}, but section `[task]` of the site's settings has {site.task!r}.",
-            hint="change `[task]` in one of them.",
+            f"the recipe has another task than section `[task]` of the site's settings: {'; '.join(other)}.",
+            hint="change `[task]` in one of them; what the site's settings leave out is the recipe's.",
         )
     refuse_weaker(config, site.privacy)
     return config
+
+
+def _differences(expected: Task, task: Task) -> list[str]:
+    """The settings of a task that a site names, and that a recipe has otherwise."""
+    said, named = as_settings(task).model_dump(mode="json"), as_settings(expected)
+    values = named.model_dump(mode="json", include={"name"} | named.model_fields_set)
+    return [
+        f"`task.{key}` is {said.get(key)!r}, expected {value!r}"
+        for key, value in values.items()
+        if said.get(key) != value
+    ]
 
 
 def refuse_weaker(config: Config, insistence: Protection) -> None:

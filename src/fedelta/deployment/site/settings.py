@@ -130,7 +130,8 @@ class SiteSettings(Settings):
         allow_missing_classes: whether the site may take part although its data lack classes of other sites.
         plugins: files of plug-ins that recipes may name; they are executed here.
         data: what the site reads; a recipe cannot change it.
-        task: if given, recipes with another task are refused.
+        task: what is predicted, classes unless it is given. If given, recipes are refused that have another task, or
+            other values of the settings that it names.
         privacy: what the site insists on.
         model, runtime, worker: see there.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedelta.codecs.base import most_bytes
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import encode
 from fedelta.errors import PayloadError
@@ -151,8 +152,5 @@ def _payload(wire: ParamSpec, names: Collection[str], index: object, blobs: Blob
 
 
 def _most_bytes(wire: ParamSpec, names: Collection[str]) -> int:
-    """Upper limit for the length of a payload with these tensors, whatever its codec.
-
-    A scalar takes 4 bytes as float32, and as much again for what a codec adds, such as the places of sparse values.
-    """
-    return 4096 + len(wire) + sum(8 * wire.tensors[name].numel + 64 for name in names)
+    """Upper limit for the length of a payload with these tensors, whatever its codec."""
+    return 4096 + len(wire) + sum(most_bytes(wire.tensors[name].numel) for name in names)

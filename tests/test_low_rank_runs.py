@@ -1,0 +1,129 @@
+"""Low-rank aggregation in whole runs: resumed, private, evaluated, and as an adapter of stock PEFT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.small import stop_after, write_small
+
+from fedelta.aggregation.low_rank import paths_of
+from fedelta.errors import CheckpointError
+from fedelta.evaluation import evaluate_adapter
+from fedelta.experiment import Experiment
+from fedelta.inference.adapter import read_adapter
+from fedelta.inference.folding import folded_pairs
+from fedelta.inference.predict import Predictor
+from fedelta.record.checkpoint import load
+from fedelta.tuning.lora import LoraLinear
+
+RANKS = ["tuning.r=4", "tuning.rank_by_client.ranks=[1, 2, 4]"]
+COMPARED = ("rounds.jsonl", "ledger.jsonl", "adapter/adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["ffa", "rolora", "fedsa", "hlora", "flora", "fedex"])
+def test_an_interrupted_run_ends_with_the_same_bits(name: str, tmp_path: Path):
+    path, settings = write_small(tmp_path), [f"aggregation.name={name}", *RANKS]
+    Experiment.from_toml(path, settings).run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        Experiment.from_toml(path, settings).run(tmp_path / "stopped", on_round=stop_after(2))
+    Experiment.from_toml(path, settings).resume(tmp_path / "stopped")
+    for file in COMPARED:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["flora", "fedex"])
+@pytest.mark.parametrize("use_rslora", ["true", "false"])
+def test_what_is_carried_is_in_the_adapter_and_the_run_measures_the_same(name: str, use_rslora: str, tmp_path: Path):
+    settings = [f"aggregation.name={name}", f"tuning.use_rslora={use_rslora}", "strategy.num_rounds=2"]
+    result = Experiment.from_toml(write_small(tmp_path), settings).run(tmp_path / "run")
+    params = load(result.path / "checkpoint" / "state.safetensors").params
+    pairs, _ = folded_pairs(params)
+    adapter = read_adapter(result.path / "adapter")
+    config = json.loads((result.path / "adapter" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA"
+    assert not any("carried" in key for key in adapter.params)
+    for path in paths_of(params):
+        rank = pairs[f"{path}.lora_A"].shape[0]
+        a, b, c, d = (params[f"{path}.{factor}"] for factor in ("lora_A", "lora_B", "carried_A", "carried_B"))
+        assert rank > 2
+        assert torch.allclose(pairs[f"{path}.lora_B"] @ pairs[f"{path}.lora_A"], b @ a + d @ c, atol=1e-5)
+    measured = evaluate_adapter(result.path)
+    assert measured.measures["accuracy"] == result.summary["final_accuracy"]
+    # The scale of every layer is that of the run, 16 / 2 or 16 / sqrt 2.
+    predictor = Predictor.open(result.path)
+    scales = {module.scale for module in predictor.backbone.module.modules() if isinstance(module, LoraLinear)}
+    expected = 16 / 2**0.5 if use_rslora == "true" else 8.0
+    assert all(scale == pytest.approx(expected) for scale in scales)
+    assert scales
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        ["privacy.unit=example", "privacy.noise_multiplier=1.0", "privacy.clipping_norm=1.0"],
+        [
+            "privacy.unit=client",
+            "privacy.noise_multiplier=1.0",
+            "privacy.clipping_norm=1.0",
+            "strategy.mean.name=uniform",
+        ],
+    ],
+)
+def test_private_runs_send_and_change_b_only(privacy: list[str], tmp_path: Path):
+    settings = ["aggregation.name=ffa", "strategy.num_rounds=1", "privacy.target_delta=1e-3"]
+    settings += ["privacy.noise_multiplier=1.0", "privacy.clipping_norm=1.0", *privacy]
+    experiment = Experiment.from_toml(write_small(tmp_path), settings)
+    before = experiment.assembly.params
+    after = experiment.run(tmp_path / "run", writes_page=False).params
+    for path in paths_of(before):
+        assert torch.equal(after[f"{path}.lora_A"], before[f"{path}.lora_A"])
+        assert after[f"{path}.lora_B"].all()  # noise in every element
+
+
+def test_a_client_of_a_run_with_local_factors_has_a_model_of_its_own(tmp_path: Path):
+    result = Experiment.from_toml(write_small(tmp_path), ["aggregation.name=fedsa"]).run(tmp_path / "run")
+    client = next(iter(json.loads((result.path / "rounds.jsonl").read_text().splitlines()[-1])["cohort"]))
+    models = [Predictor.open(result.path, client), Predictor.open(result.path)]
+    factors = [
+        next(module.lora_B for module in model.backbone.module.modules() if isinstance(module, LoraLinear))
+        for model in models
+    ]
+    assert factors[0].any()
+    assert not factors[1].any()
+    assert evaluate_adapter(result.path).measures["accuracy"] == result.summary["final_accuracy"]
+
+
+def test_a_run_is_not_resumed_with_other_ranks(tmp_path: Path):
+    ranks = tmp_path / "ranks.json"
+    ranks.write_text(json.dumps({str(client): 1 + client % 2 for client in range(6)}))
+    settings = [f"tuning.rank_by_client.file={ranks}", "aggregation.name=hlora"]
+    path = write_small(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        Experiment.from_toml(path, settings).run(tmp_path / "run", on_round=stop_after(1))
+    ranks.write_text(json.dumps({str(client): 2 - client % 2 for client in range(6)}))
+    with pytest.raises(CheckpointError, match="the ranks of the clients are not those that the run began with"):
+        Experiment.from_toml(path, settings).resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["plain", "ffa", "rolora", "fedsa", "hlora"])
+def test_clients_of_lower_depth_and_rank_send_what_they_hold(name: str, tmp_path: Path):
+    tiers = ["exits.tiers=[1, 2]", "tuning.rank_by_client.ranks=[1, 2]", "tuning.rank_by_client.assignment=tier"]
+    settings = [f"aggregation.name={name}", "tuning.name=exit-heads+lora", "strategy.num_rounds=2", *tiers]
+    experiment = Experiment.from_toml(write_small(tmp_path), settings)
+    federation = experiment.assembly.federation
+    assert federation.tiers is not None
+    assert federation.pairs is not None
+    depths, ranks = federation.tiers.depths, federation.pairs.ranks
+    assert all(ranks[client] == depth for client, depth in depths.items())
+    assert len(set(ranks.values())) == 2
+    result = experiment.run(tmp_path / "run", writes_page=False)
+    for record in map(json.loads, (result.path / "rounds.jsonl").read_text().splitlines()):
+        assert not record["rejections"]
+    sent: dict[int, set[int]] = {1: set(), 2: set()}
+    for row in map(json.loads, (result.path / "ledger.jsonl").read_text().splitlines()):
+        if row.get("direction") == "up":
+            sent[ranks[row["client_id"]]].add(row["payload_bytes"])
+    assert max(sent[1]) < min(sent[2])
