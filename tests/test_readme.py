@@ -30,7 +30,8 @@ def test_a_network_of_ones_own_takes_twelve_lines_that_run(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pages():
         exec(compile(code, "README.md", "exec"), {})
-    assert "'accuracy': 0.9" in capsys.readouterr().out
+    accuracy = float(re.search(r"'accuracy': ([\d.]+)", capsys.readouterr().out)[1])
+    assert accuracy > 0.8  # ten classes: 0.1 by chance
     assert (tmp_path / "runs/federate/report.html").is_file()
 
 
