@@ -166,8 +166,8 @@ def _optimizer_of(args: TrainingArguments) -> Optimizer:
     if name == "sgd":
         return Sgd(momentum=0.0, weight_decay=args.weight_decay)
     if name.startswith("adamw_torch"):
-        betas = {"beta1": args.adam_beta1, "beta2": args.adam_beta2}
-        return AdamW(weight_decay=args.weight_decay, eps=args.adam_epsilon, **betas)
+        beta1, beta2 = args.adam_beta1, args.adam_beta2
+        return AdamW(weight_decay=args.weight_decay, eps=args.adam_epsilon, beta1=beta1, beta2=beta2)
     raise InputError(f"`args.optim` is {name!r}, expected 'sgd' or 'adamw_torch'.")
 
 
