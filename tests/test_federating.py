@@ -159,6 +159,8 @@ def test_accounting_is_of_the_model_that_runs(result):
     assert "bundled" not in card
     assert "base_model:" not in card
     assert "3 classes: 0, 1, 2" in card
+    assert "Its base model, `Sequential`, was given as an object" in card
+    assert 'from_adapter("path/of/this/directory", model)' in card
 
 
 def test_clients_keep_their_names_and_the_page_is_written(result):

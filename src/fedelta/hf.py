@@ -94,18 +94,12 @@ def federate_trainer(
     Raises:
         InputError: something given cannot be used; see `fedelta.federate`.
     """
-    ready = _are_tokens(train_datasets)
-    collate = _padding(processing_class) if data_collator is None and ready else data_collator
-    sets = [*train_datasets.values(), *(eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset])]
-    if collate is not None:
-        sets = [_without_foreign(rows, model) for rows in sets]
-    clients = dict(zip(train_datasets, sets, strict=False))
-    tests = sets[len(clients) :]
+    collate = data_collator or (_padding(processing_class) if _are_tokens(train_datasets) else None)
+    clients, test = (_columns_of(model, sets, collate) for sets in (train_datasets, eval_dataset))
     return federate(
-        model, clients, dict(zip(eval_dataset, tests, strict=True)) if isinstance(eval_dataset, Mapping) else tests[0],
-        tuning=tuning, strategy=strategy if num_rounds is None else changed(strategy, {"num_rounds": num_rounds}),
-        client=config.client if args is None else client_of(args), codec=codec, task=task,
-        seed=None if args is None else args.seed, config=config, processor=processing_class, collate=collate,
+        model, clients, test, tuning=tuning, codec=codec, task=task, config=config, processor=processing_class,
+        strategy=strategy if num_rounds is None else changed(strategy, {"num_rounds": num_rounds}), collate=collate,
+        client=config.client if args is None else client_of(args), seed=None if args is None else args.seed,
         metrics=None if compute_metrics is None else _metrics(compute_metrics),
         out=None if args is None or not args.output_dir else Path(args.output_dir), resume=resume, on_round=on_round,
     )  # fmt: skip
@@ -129,13 +123,14 @@ def _padding(tokenizer: Any) -> Collate:
     return DataCollatorWithPadding(tokenizer)
 
 
-def _without_foreign(rows: object, model: nn.Module) -> object:
-    """A Hugging Face data set without the columns that the model does not take, as a Trainer removes them."""
-    if not is_hugging_face(rows):
-        return rows
-    parameters, takes_any, _ = parameters_of(model)
-    names = [name for name in rows.column_names if takes_any or name in (*parameters, *_LABELS)]
-    return rows.select_columns(names)
+def _columns_of(model: nn.Module, sets: object, collate: Collate | None) -> object:
+    """Data sets, alone or by client, without the columns that the model does not take, as a Trainer removes them."""
+    if isinstance(sets, Mapping):
+        return {name: _columns_of(model, rows, collate) for name, rows in sets.items()}
+    if collate is None or not is_hugging_face(sets):
+        return sets
+    parameters, _, _ = parameters_of(model)
+    return sets.select_columns([name for name in sets.column_names if name in (*parameters, *_LABELS)])
 
 
 def client_of(args: TrainingArguments) -> ClientSettings:
@@ -171,8 +166,8 @@ def _optimizer_of(args: TrainingArguments) -> Optimizer:
     if name == "sgd":
         return Sgd(momentum=0.0, weight_decay=args.weight_decay)
     if name.startswith("adamw_torch"):
-        betas = {"beta1": args.adam_beta1, "beta2": args.adam_beta2}
-        return AdamW(weight_decay=args.weight_decay, eps=args.adam_epsilon, **betas)
+        beta1, beta2 = args.adam_beta1, args.adam_beta2
+        return AdamW(weight_decay=args.weight_decay, eps=args.adam_epsilon, beta1=beta1, beta2=beta2)
     raise InputError(f"`args.optim` is {name!r}, expected 'sgd' or 'adamw_torch'.")
 
 

@@ -14,7 +14,7 @@ from tests.inference.adapters import CLASS_NAMES, adapter_of, backbone_of, our_l
 from tests.inference.conftest import IMAGE
 
 from fedelta.data.stored import StoredColumn
-from fedelta.errors import AdapterError, DataError, RunError
+from fedelta.errors import AdapterError, DataError, InputError, RunError
 from fedelta.inference.adapter import SavedAdapter, write_adapter
 from fedelta.inference.predict import Predictor
 from fedelta.modalities.settings import Preparation
@@ -164,7 +164,7 @@ def test_everything_that_is_no_image_is_named_at_once(predictor, tmp_path):
 
 
 def test_one_example_instead_of_a_list_is_a_misuse(predictor):
-    with pytest.raises(TypeError, match="`inputs` is one str, expected a list of examples"):
+    with pytest.raises(InputError, match="`inputs` is one str, expected a list of examples"):
         predictor.predict("photo.png")
 
 
@@ -292,5 +292,5 @@ def test_an_adapter_without_a_base_model_asks_for_one(recorded, checkpoint, tmp_
 
 def test_a_model_without_a_modality_takes_no_raw_examples():
     bare = Predictor(Backbone(torch.nn.Identity(), ANATOMIES["vit"]), CLASS_NAMES)
-    with pytest.raises(TypeError, match="has no modality that turns examples"):
-        bare.predict(list(random_images(1)))
+    with pytest.raises(DataError, match=r"the examples hold \{'0': 'str'\} in a batch, expected tensors"):
+        bare.predict(["a text"])

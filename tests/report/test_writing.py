@@ -11,7 +11,7 @@ import pytest
 from tests.report.pages import Page, fixed_colours, page_of, plain, svgs, text_of
 from tests.report.synthetic import SMALL, Shape, in_windows, make_error_run, make_run
 
-from fedelta.errors import RunError
+from fedelta.errors import InputError, RunError
 from fedelta.federation.records import Rejection
 from fedelta.record.history import read_histories
 from fedelta.report.plots import loss_by_round, measure_by_round
@@ -219,7 +219,7 @@ def test_equal_runs_give_equal_pages_in_a_folder_that_is_made(tmp_path, small, s
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least one run"):
+    with pytest.raises(InputError, match="at least one run"):
         write_report([], tmp_path / "report.html")
 
 

@@ -271,6 +271,7 @@ class _Ready:
         module = model.module if isinstance(model, Backbone) else model
         if is_hugging_face(self._first):  # as in the Trainer of transformers: what the model does not take is left out
             parameters, takes_any, _ = parameters_of(module)
+            takes_any = takes_any and not is_transformers(module)  # which pass them on to where they may be unknown
             names = {name: name for name in names if takes_any or name in parameters}
         inputs = names_for(module, [*names], is_positional=train.is_positional)
         columns = dict(zip(inputs, names, strict=True))

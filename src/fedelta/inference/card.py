@@ -12,6 +12,7 @@ from fedelta.privacy.shown import shown_epsilon
 from fedelta.record import numbers
 from fedelta.record.neutral import code, markdown, yaml
 from fedelta.record.privacy import COVERED, FROM_COHORTS, NOT_COVERED
+from fedelta.settings.paths import IN_PYTHON, is_in_python
 from fedelta.tasks.base import Loader, Measure, Task
 from fedelta.tasks.choice import task_of
 
@@ -29,6 +30,7 @@ _OURS = (
     'Predictor.from_adapter("path/of/this/directory").predict([...])',
     "```",
 )
+_GIVEN = (*_OURS[:3], 'Predictor.from_adapter("path/of/this/directory", model).predict([...])', "```")
 _OURS_WORDS = (*_OURS[:3], 'print(Predictor.from_adapter("path/of/this/directory").generate(["..."]))', "```")
 
 
@@ -220,14 +222,17 @@ def _loading(
     has_weights: bool,
     preparation: Preparation,
 ) -> list[str]:
+    loader, source = _loader(card), str(_section(_section(card, "config"), "model").get("source"))
+    is_given = is_in_python(source) and not base
     if tuning_name != "lora":
         return [
             f"Stock PEFT cannot load this directory: it does not know the tuning method `{tuning_name}`.",
             "The tensors in `adapter_model.safetensors` are named by their paths in the tuned model, after",
             "`base_model.model.`; `fedelta.json` holds the tuning settings.\n",
-            *_OURS,
+            *(_given(source) if is_given else _OURS),
         ]
-    loader = _loader(card)
+    if is_given:
+        return _given(source)
     if not has_weights or loader is None:
         return [
             "The weights of its base model are random, its batch norms were replaced, or it has no name, so stock",
@@ -247,6 +252,12 @@ def _loading(
             f"call it as `model(pixel_values, {arguments})`.\n",
         ]
     return [*lines, *_OURS]
+
+
+def _given(source: str) -> list[str]:
+    """How to load the adapter of a base model that was an object."""
+    name = code(source.removeprefix(IN_PYTHON))
+    return [f"Its base model, {name}, was given as an object: give it again, as it was before the run.\n", *_GIVEN]
 
 
 def _stock_words(auto: str, base: str) -> list[str]:
