@@ -205,9 +205,7 @@ def test_measures_that_no_noise_covers_are_warned_of(caplog: pytest.LogCaptureFi
     private = config_of("privacy.unit=client", "privacy.noise_multiplier=1", "data.evaluate_on=validation")
     warn_of_measures(private, has_own_norms=True, at_sites=True)
     assert len(caplog.messages) == 3
-    for message, what in zip(
-        caplog.messages, ("'validation'", "norms: no noise covers", "sites measure"), strict=True
-    ):
+    for message, what in zip(caplog.messages, ("'validation'", "norms: no noise covers", "sites measure"), strict=True):
         assert what in message
         assert "no noise covers these measures" in message
     caplog.clear()
