@@ -311,7 +311,7 @@ class Texts(Cast):
 
     name: Literal["texts"] = "texts"  # type: ignore[assignment]
 
-    def pack(self, name: str, tensor: Tensor) -> Packed:
+    def pack(self, name: str, tensor: Tensor, seed: int) -> Packed:
         return "numbers"  # type: ignore[return-value]
 
 

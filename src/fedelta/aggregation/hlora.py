@@ -66,7 +66,7 @@ def _svd(l_OS: Tensor, k_SI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _signed(v_RI: Tensor) -> tuple[Tensor, Tensor]:
     """The rows with a positive largest element, and the sign that each was multiplied with."""
-    largest = v_RI.gather(1, v_RI.abs().argmax(1, keepdim=True)).squeeze(1)
+    largest = v_RI.gather(1, v_RI.abs().max(1, keepdim=True).indices).squeeze(1)
     signs = torch.where(largest < 0, -1.0, 1.0).to(v_RI)
     return v_RI * signs.unsqueeze(1), signs
 

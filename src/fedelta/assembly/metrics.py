@@ -25,5 +25,5 @@ def checked_metrics(metrics: object) -> dict[str, float]:
             pass
     raise InputError(
         f"the function of metrics returned {metrics!r:.80}, expected numbers by name.",
-        hint='such as `{"accuracy": 0.9}`.',
+        hint='such as `{"f1": 0.9}`.',
     )

@@ -35,13 +35,12 @@ class Head(Settings):
             )
         tensors = tune_head(backbone, lanes)
         if not tensors:
-            raise ModelError(
-                "tuning method 'head' has nothing to train: "
-                + (
-                    "exits have replaced the model's head." if backbone.anatomy.head else "the model has no known head."
-                ),
-                hint="leave out 'head', or use 'lora' or 'full'.",
+            reason, hint = (
+                ("exits have replaced the model's head.", "leave out 'head'.")
+                if backbone.anatomy.head
+                else ("the model has no known head.", "use 'lora' or 'full'.")
             )
+            raise ModelError(f"tuning method 'head' has nothing to train: {reason}", hint=hint)
         return specification(backbone, tensors)
 
     def merge(self, backbone: Backbone) -> None:
