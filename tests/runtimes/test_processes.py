@@ -112,7 +112,11 @@ def assert_same_rounds(some: list[RoundOutcome], others: list[RoundOutcome]) -> 
     for one, other in zip(some, others, strict=True):
         assert_same_bits(one.params, other.params)
         assert_same_bits(one.state, other.state)
-        values = [{k: v for k, v in vars(outcome).items() if k not in ("params", "state")} for outcome in (one, other)]
+        mirrors = [outcome.mirror.to_state() for outcome in (one, other)]
+        assert_same_bits(mirrors[0][0], mirrors[1][0])
+        assert mirrors[0][1] == mirrors[1][1]
+        of_tensors = ("params", "state", "mirror")
+        values = [{k: v for k, v in vars(outcome).items() if k not in of_tensors} for outcome in (one, other)]
         assert values[0] == values[1]
 
 
