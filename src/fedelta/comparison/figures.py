@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from fedelta.record.numbers import MIB
-from fedelta.report.charts import FIT, ROUNDS, Axis, Curve, curves, of_amount, of_measure
-from fedelta.report.drawing import HEIGHT, INK, MUTED, NARROW, SERIES, WIDE, Chart, Spec
+from fedelta.report.charts import FIT, ROUNDS, Axis, Curve, curves, keyed, of_amount, of_measure
+from fedelta.report.drawing import HEIGHT, MUTED, NARROW, SERIES, WIDE, Chart, Spec
 from fedelta.tasks.base import Measure
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
@@ -61,7 +61,7 @@ def measure_by_bytes(marks: Sequence[Mark], primary: Measure, *, wide: bool) -> 
         "mark": {"type": "line", "color": MUTED, "strokeWidth": 1, "strokeDash": [5, 3]},
         "encoding": {"x": across, "y": up},
     }
-    return _of_marks(marks, across, up, [line], x.tip("x"), primary, wide=wide)
+    return _of_marks(marks, across, up, [line], tip=x.tip("x"), primary=primary, wide=wide)
 
 
 def measure_by_round(lines: Sequence[Curve], primary: Measure) -> Chart:
@@ -93,7 +93,7 @@ def measure_by_epsilon(marks: Sequence[Mark], primary: Measure, *, wide: bool) -
         "encoding": {"x": across, "y": up, "color": _families(marks)["color"]},
     }
     tip = {"field": "guaranteed", "title": "Epsilon"}
-    return _of_marks(marks, across, up, [lines], tip, primary, wide=wide, beyond=beyond)
+    return _of_marks(marks, across, up, [lines], tip=tip, primary=primary, wide=wide, beyond=beyond)
 
 
 def _of_marks(
@@ -101,9 +101,9 @@ def _of_marks(
     across: Spec,
     up: Spec,
     others: Sequence[Spec],
+    *,
     tip: Spec,
     primary: Measure,
-    *,
     wide: bool,
     beyond: float = 0.0,
 ) -> Chart:
@@ -114,22 +114,19 @@ def _of_marks(
     tooltip = [*names, tip, {"field": "text", "title": height.title}]
     place = {"x": across, "y": up}
     families = _families(marks)
-    hollow = {"condition": {"test": "datum.on_front", "value": 1}, "value": 0}
+    shown = place | families | {"tooltip": tooltip}
+    spread = {"x": across, "y": up | {"field": "low"}, "y2": {"field": "high"}, "color": families["color"]}
     layers: list[Spec] = [
         *others,
+        {"transform": [{"filter": "isValid(datum.low)"}], "mark": "rule", "encoding": spread},
+        {"mark": {"type": "point", "size": 55, "strokeWidth": 1.6}, "encoding": shown},
         {
-            "transform": [{"filter": "isValid(datum.low)"}],
-            "mark": {"type": "rule"},
-            "encoding": {"x": across, "y": up | {"field": "low"}, "y2": {"field": "high"}, "color": families["color"]},
+            "transform": [{"filter": "datum.on_front"}],
+            "mark": {"type": "point", "size": 55, "filled": True},
+            "encoding": shown,
         },
         {
-            "mark": {"type": "point", "size": 55, "strokeWidth": 1.6},
-            "encoding": place
-            | {"fill": families["fill"], "fillOpacity": hollow, "tooltip": tooltip}
-            | _outlined(families),
-        },
-        {
-            "mark": {"type": "text", "align": "left", "dx": 7, "dy": -6, "fontSize": 10, "color": INK},
+            "mark": {"type": "text", "align": "left", "dx": 7, "dy": -6, "fontSize": 10},
             "encoding": place | {"text": {"field": "number"}},
         },
     ]
@@ -159,24 +156,11 @@ def _row(mark: Mark, beyond: float) -> Spec:
 
 
 def _families(marks: Sequence[Mark]) -> dict[str, Spec]:
-    """The channels of colour, fill and shape, with one legend above the plot."""
+    """The channels of colour and shape, with one legend above the plot."""
     names = dict(sorted({mark.family: mark.family_name for mark in marks}.items()))
-    base = {
-        "field": "family",
-        "type": "nominal",
-        "legend": {"orient": "top", "title": None} if len(names) > 1 else None,
-    }
-    colors = {"domain": list(names.values()), "range": [SERIES[family % len(SERIES)] for family in names]}
-    shapes = {"domain": list(names.values()), "range": [SHAPES[family % len(SHAPES)] for family in names]}
-    return {
-        "color": base | {"scale": colors, "legend": None},
-        "fill": base | {"scale": colors},
-        "shape": base | {"scale": shapes},
-    }
-
-
-def _outlined(families: dict[str, Spec]) -> Spec:
-    return {"stroke": families["fill"], "shape": families["shape"]}
+    color = keyed("", {name: SERIES[family % len(SERIES)] for family, name in names.items()}, "family")
+    shape = keyed("", {name: SHAPES[family % len(SHAPES)] for family, name in names.items()}, "family")
+    return {"color": color, "shape": shape}
 
 
 def _height(primary: Measure) -> Axis:

@@ -83,6 +83,7 @@ def curves(
     x: Axis,
     y: Axis,
     others: Sequence[Spec] = (),
+    *,
     size: tuple[float, float] = (NARROW, HEIGHT),
     pointer: str = "near",
 ) -> Chart:
@@ -187,7 +188,7 @@ def keyed(title: str, names_and_colors: Mapping[str, str], field: str = "kind") 
 
 
 def _constant(lines: Sequence[Curve], values: Sequence[Any]) -> Spec:  # Any: colour, dashes or opacity
-    scale = {"domain": list(range(len(lines))), "range": list(values)}
+    scale = {"type": "ordinal", "domain": list(range(len(lines))), "range": list(values)}
     return {"field": "curve", "type": "ordinal", "scale": scale, "legend": None}
 
 

@@ -45,7 +45,7 @@ _ON_PAPER = {
 _CONFIG: Spec = {
     "aria": False,  # the picture as a whole has a description; its values are in tables
     "background": None,
-    "font": "sans-serif",
+    "font": "Arial, 'Liberation Sans', sans-serif",  # one width everywhere; style.css has the same
     "padding": 4,
     "view": {"stroke": None},
     "axis": {
@@ -66,9 +66,14 @@ _CONFIG: Spec = {
         "labelColor": INK,
         "labelFontSize": _FONT,
         "labelLimit": 300,
+        "titleColor": INK,
+        "titleFontSize": _FONT,
+        "titleFontWeight": "normal",
         "symbolStrokeWidth": 2,
     },
+    "mark": {"color": SERIES[0]},
     "line": {"strokeWidth": 1.9},
+    "point": {"opacity": 1},
     "text": {"color": INK, "fontSize": _FONT},
 }
 
@@ -112,6 +117,7 @@ def to_svg(chart: Chart, prefix: str, description: str) -> str:
 
     svg = vl_convert.vegalite_to_svg(_whole(chart.spec), vl_version=VEGA_LITE)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r' font-(?:family|weight)="[^"]*"', "", svg)  # style.css has it
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"| class="[^"]*"| pointer-events="none"', "", svg)
     svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(paragraphs(description))}"', 1)

@@ -69,7 +69,7 @@ def exits_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Chart:
     domain = _range(values, measure)
     y = of_measure(measured, measure, [in_unit(value, measure) for value in values], domain)
     names = _names(rounds[-1], [line.points[-1][1] for line in lines], domain)
-    chart = curves(lines, ROUNDS, y, names, (WIDE if wide else NARROW, HEIGHT))
+    chart = curves(lines, ROUNDS, y, names, size=(WIDE if wide else NARROW, HEIGHT))
     room = {"padding": {"left": 4, "top": 4, "bottom": 4, "right": 56}}
     return Chart(chart.spec | room, chart.live | room)
 

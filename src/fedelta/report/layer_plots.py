@@ -78,13 +78,13 @@ def discrepancy_by_group(layers: Layers) -> Chart:
             "encoding": {"x": across | {"field": "low"}, "x2": {"field": "high"}, "y": y, "tooltip": tooltip},
         },
         {
-            "mark": {"type": "point", "size": 34, "stroke": SERIES[0], "strokeWidth": 1.4},
-            "encoding": {
-                "x": across,
-                "y": y,
-                "fill": {"condition": {"test": "datum.is_zero", "value": "transparent"}, "value": SERIES[0]},
-                "tooltip": tooltip,
-            },
+            "mark": {"type": "point", "size": 34, "strokeWidth": 1.4},
+            "encoding": {"x": across, "y": y, "tooltip": tooltip},
+        },
+        {
+            "transform": [{"filter": "!datum.is_zero"}],
+            "mark": {"type": "point", "size": 34, "filled": True},
+            "encoding": {"x": across, "y": y, "tooltip": tooltip},
         },
     ]
     size = {"width": NARROW, "height": 55 + _height(len(names)), "autosize": FIT}
@@ -93,8 +93,7 @@ def discrepancy_by_group(layers: Layers) -> Chart:
 
 def discrepancy_curves(choice: IntervalChoice) -> Chart:
     """delta_l and 1 - lambda_l against l, from l = 0 on, with their crossing marked (FedLAMA's Fig. 1)."""
-    delta = np.concatenate([[0.0], choice.curves.delta.numpy()])
-    rest = np.concatenate([[1.0], choice.curves.one_minus_lambda.numpy()])
+    delta, rest = choice_curves(choice)
     names = ("δ: discrepancy of the first l groups", "1 \N{MINUS SIGN} λ: parameters of the others")
     lines = [
         Curve(name, index, list(enumerate((100 * shares).tolist())))
@@ -103,6 +102,12 @@ def discrepancy_curves(choice: IntervalChoice) -> Chart:
     x = Axis("Groups l, by ascending unit discrepancy", form="d", is_whole=True)
     y = Axis("Share (%)", form=".1f", domain=(-1, 101))
     return curves(lines, x, y, _crossing_mark(delta, rest, x, y))
+
+
+def choice_curves(choice: IntervalChoice) -> tuple[np.ndarray, np.ndarray]:
+    """delta_l and 1 - lambda_l for l = 0, 1, 2, ..."""
+    delta = np.concatenate([[0.0], choice.curves.delta.numpy()])
+    return delta, np.concatenate([[1.0], choice.curves.one_minus_lambda.numpy()])
 
 
 def crossing(delta: np.ndarray, rest: np.ndarray) -> tuple[float, float]:
@@ -118,17 +123,15 @@ def crossing(delta: np.ndarray, rest: np.ndarray) -> tuple[float, float]:
 
 
 def _crossing_mark(delta: np.ndarray, rest: np.ndarray, x: Axis, y: Axis) -> list[Spec]:
-    """A dot at the crossing of the curves, named by the first l at which delta is not below, and the curves' names."""
+    """A dot at the crossing of the curves, and their names."""
     position, share = crossing(delta, rest)
-    first = int(np.flatnonzero(delta >= rest)[0])
-    values = [{"x": position, "y": 100 * share, "text": f"l = {first}, {100 * share:.0f} %"}]
+    values = [{"x": position, "y": 100 * share}]
     place = {"x": x.encoding("x"), "y": y.encoding("y")}
-    above = {"type": "text", "dy": -14, "align": "center"}
     key = keyed(
         "",
         {"δ: discrepancy of the first l groups": SERIES[0], "1 \N{MINUS SIGN} λ: parameters of the others": SERIES[1]},
     )
-    key["legend"] |= {"symbolType": "stroke", "symbolOpacity": 1}
+    key["legend"] |= {"symbolType": "square", "symbolOpacity": 1, "columns": 1}
     names = [{"kind": name} for name in key["scale"]["domain"]]
     return [
         {"data": {"values": names}, "mark": {"type": "point", "opacity": 0}, "encoding": {"fill": key}},
@@ -137,7 +140,6 @@ def _crossing_mark(delta: np.ndarray, rest: np.ndarray, x: Axis, y: Axis) -> lis
             "mark": {"type": "point", "filled": True, "color": INK, "size": 40},
             "encoding": place,
         },
-        {"data": {"values": values}, "mark": above, "encoding": place | {"text": {"field": "text"}}},
     ]
 
 
@@ -167,7 +169,7 @@ def _bars(names: Sequence[str], values: Sequence[float], most: Sequence[float], 
         {"field": "most", "title": "At most", "format": ",d"},
     ]
     across = x.encoding("most")
-    across["axis"] |= {"tickCount": 3, "format": "~s"}
+    across["axis"] |= {"tickCount": 2, "format": "~s"}
     return {
         "data": {"values": rows},
         "encoding": {"y": y, "tooltip": tooltip},

@@ -9,7 +9,7 @@ from fedelta.record.history import History
 from fedelta.record.numbers import MIB, axis_title, capitalised, in_unit
 from fedelta.record.partition import Partition
 from fedelta.report.charts import FAINT, FIT, ROUNDS, Axis, Curve, beside, curves, keyed, message, of_amount, of_measure
-from fedelta.report.drawing import GRID, INK, MUTED, NARROW, SERIES, WIDE, Chart, Spec, style_of
+from fedelta.report.drawing import MUTED, NARROW, SERIES, WIDE, Chart, Spec, style_of
 from fedelta.report.traffic import by_part
 from fedelta.tasks.base import Measure
 
@@ -154,7 +154,10 @@ def label_distribution(partition: Partition) -> Chart:
         "encoding": {"x": across | hidden, "y": size.encoding("size"), "tooltip": [client, size.tip("size")]},
     }
     longest = max(map(len, labels))
-    named = {"axis": {"labelAngle": -35 if longest > 3 else 0, "labelOverlap": True, "labelLimit": 130, "ticks": False}}
+    every = 1 if longest > 3 and len(labels) <= 40 else -(-len(labels) // 25)
+    named = {
+        "axis": {"labelAngle": -45 if longest > 3 else 0, "labelLimit": 110, "ticks": False, "values": labels[::every]}
+    }
     kind, names = capitalised(partition.kind[0]), partition.class_names
     below = {
         "width": WIDE - 200,

@@ -11,7 +11,7 @@ from fedelta.record.numbers import capitalised, count, size
 from fedelta.report.elements import Line, Picture, legend, picture
 from fedelta.report.plots import bytes_by_part, loss_by_round, measure_by_round, measure_by_traffic, share_by_round
 
-_FULL = "Dotted: where full fine-tuning in float32 would be after its first three rounds."
+_FULL = "Dotted{}: where full fine-tuning in float32 would be after its first three rounds."
 _SYNCED = "Strong: rounds in which all groups were averaged; faint: all rounds."
 
 
@@ -44,15 +44,21 @@ def results(runs: Sequence[History]) -> Results:
 def _curves(runs: Sequence[History]) -> list[Picture]:
     measure, loss = (capitalised(measure.label) for measure in (runs[0].primary, runs[0].task.loss))
     synced = _SYNCED if any(run.has_partial_syncs for run in runs) else ""
-    full = _FULL if any(run.full_round_bytes is not None for run in runs) else ""
+    sizes = {run.full_round_bytes for run in runs if run.full_round_bytes is not None}
+    full = _FULL.format(", in the colour of the run" if len(sizes) > 1 else "") if sizes else ""
     return [
         picture(measure_by_round(runs), "a", f"{measure} against rounds", note=synced),
         picture(
             measure_by_traffic(runs), "b", f"{measure} against traffic", says=f"{measure} against MiB sent", note=full
         ),
-        picture(loss_by_round(runs), "c", f"{loss} against rounds"),
+        picture(loss_by_round(runs), "c", f"{loss} against rounds", note=_losses(runs)),
         *_shares(runs),
     ]
+
+
+def _losses(runs: Sequence[History]) -> str:
+    words = " and ".join(dict.fromkeys(run.measured_on for run in runs))
+    return f"Strong: {words}; faint: training." if any(run.train_losses for run in runs) else ""
 
 
 def _shares(runs: Sequence[History]) -> list[Picture]:
