@@ -59,7 +59,8 @@ def personalize(directory: RunPath, overrides: Overrides = None, plugin: Plugins
 def predict(  # noqa: PLR0917 the command line's, all options
     directory: RunPath,
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="INPUT...", help="image or sound files; texts for a text model")
+        list[str] | None,
+        typer.Argument(metavar="INPUT...", help="image or sound files; for a text model texts, or files of one a line"),
     ] = None,
     client: Client = None,
     exit: Annotated[int | None, typer.Option(help="the exit that answers, from 1; of a model with exits")] = None,
@@ -81,6 +82,7 @@ def predict(  # noqa: PLR0917 the command line's, all options
     with loading(plugin):
         from fedelta.inference.costs import costs_of
         from fedelta.inference.predict import Predictor
+        from fedelta.inference.text_files import texts_of
 
     choices = {"--exit": exit, "--budget-ms": budget_ms, "--confidence": confidence}
     options = [name for name, value in choices.items() if value is not None]
@@ -100,9 +102,9 @@ def predict(  # noqa: PLR0917 the command line's, all options
         return
     if budget_ms is not None:
         exit = costs_of(directory, predictor.backbone).deepest(budget_ms)
-    for name, answer in zip(
-        inputs or [], predictor.predict(inputs or [], exit=exit, confidence=confidence), strict=True
-    ):
+    modality = predictor.backbone.modality
+    names = texts_of(inputs or []) if modality is not None and modality.name in ("text", "words") else inputs or []
+    for name, answer in zip(names, predictor.predict(names, exit=exit, confidence=confidence), strict=True):
         print("\t".join([name, *answer.cells, *([] if answer.exit is None else [str(answer.exit)])]))
 
 
