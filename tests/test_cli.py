@@ -154,7 +154,7 @@ def test_list_names_what_a_configuration_can_hold(fedelta):
 
 BAD = {
     "unknown key": ("strategy.clients_per_rond=3", r"did you mean `strategy.clients_per_round`"),
-    "wrong type": ("client.lr=fast", "`client.lr` is 'fast', expected: a valid number"),
+    "wrong type": ("client.lr=fast", "`client.lr` is 'fast', expected: a number"),
     "too many clients a round": ("strategy.clients_per_round=7", "more than `partition.num_clients` = 6"),
     "alpha of zero": ("partition.alpha=0", "`partition.alpha` is 0, expected: greater than 0"),
     "missing directory": ("model.source=./nowhere", "'./nowhere' does not exist"),

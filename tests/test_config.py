@@ -85,10 +85,10 @@ def test_all_problems_are_in_one_message():
         "  - `seed` is -1, expected: greater than or equal to 0\n"
         "  - `strategy.clients_per_rond` is unknown; did you mean `strategy.clients_per_round`?\n"
         "  - `client.batch_size` is 0, expected: greater than or equal to 1\n"
-        "  - `client.lr` is 'fast', expected: a valid number\n"
+        "  - `client.lr` is 'fast', expected: a number\n"
         "  - `codec.name` is 'flot16', expected one of float32, float16, bfloat16, int8, int4, sign, "
         "top-k, random-k; did you mean 'float16'?\n"
-        "  - `tuning.r` is 2.5, expected: a valid integer\n"
+        "  - `tuning.r` is 2.5, expected: a whole number\n"
         "  - `stratgy` is unknown; did you mean `strategy`?\n"
         "  - section `[data]` is missing\n"
         "hint: `fedelta list` names what can be chosen; `--plugin FILE` adds methods of your own."
@@ -123,11 +123,11 @@ def test_all_problems_are_in_one_message():
             "`client.schedule.after_rounds.1` is 'x', ",
         ),
         ({"tuning": {"name": "head", "r": 4}}, "`tuning.r` is unknown; known: name"),
-        ({"seed": "7"}, "`seed` is '7', expected: a valid integer"),
-        ({"seed": True}, "`seed` is True, expected: a valid integer"),
+        ({"seed": "7"}, "`seed` is '7', expected: a whole number, without quotes"),
+        ({"seed": True}, "`seed` is true, expected: a whole number"),
         ({"strategy": {"server_lr": float("nan")}}, "`strategy.server_lr` is nan, expected: "),
         ({"client": {"lr": float("inf")}}, "`client.lr` is inf, expected: a finite number"),
-        ({"runtime": {"lanes": "many"}}, "`runtime.lanes` is 'many', expected: 'auto' or a valid integer"),
+        ({"runtime": {"lanes": "many"}}, "`runtime.lanes` is 'many', expected: 'auto' or a whole number"),
         ({"runtime": {"lanes": 0}}, "`runtime.lanes` is 0, expected: 'auto' or greater than or equal to 1"),
         ({"tuning": {"name": "lora", "target_modules": []}}, "`tuning.target_modules` is [], expected: "),
         (
@@ -291,7 +291,7 @@ def test_a_name_outside_of_any_section_is_one_unknown_key():
             "strategy.phi=4",
             "`strategy.phi` is unknown; known: " + ", ".join(FedAvg.model_fields),
         ),
-        ("strategy.num_rounds=two", "`strategy.num_rounds` is 'two', expected: a valid integer"),
+        ("strategy.num_rounds=two", "`strategy.num_rounds` is 'two', expected: a whole number"),
     ],
 )
 def test_an_override_that_cannot_be_used_is_a_problem(override: str, problem: str):
@@ -332,7 +332,7 @@ def test_values_out_of_range_for_any_setting_are_refused_with_a_message(tmp_path
 
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
 def test_values_on_the_command_line_that_cannot_be_read_are_words_and_shown_in_part(value: str):
-    with pytest.raises(ConfigError, match=r"`seed` is '.{190,200}\.\.\., expected: a valid integer"):
+    with pytest.raises(ConfigError, match=r"`seed` is '.{190,200}\.\.\., expected: a whole number"):
         parse_config(table(), [f"seed={value}"])
 
 
@@ -523,3 +523,19 @@ def test_as_many_clients_as_a_round_asks_may_be_left():
     config = parse_config(table(partition=IID, personalization={"held_out_clients": 8, "lrs": [1, 0.5]}))
     assert config.personalization.lrs == (1.0, 0.5)
     assert parse_config(tomllib.loads(config.to_toml())) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ('tuning.r="8"', "`fedelta list tuning` describes its keys."),
+        ("strategy.num_rounds=true", "`fedelta list strategy` describes its keys."),
+        ("data.source=./absent", "a path counts from the folder in which the command runs."),
+        ("tuning.name=lorra", "`fedelta list` names what can be chosen; `--plugin FILE` adds methods of your own."),
+        ("stratgy.num_rounds=3", "`fedelta list strategy` describes its keys."),
+    ],
+)
+def test_a_hint_fits_its_error(override: str, hint: str):
+    with pytest.raises(ConfigError) as error:
+        load_config("recipes/demo.toml", [override])
+    assert error.value.hint == hint

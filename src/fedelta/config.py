@@ -8,8 +8,9 @@ those who read the data. A configuration is what was read, and stays so.
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -55,6 +56,7 @@ from fedelta.tuning.lora import Lora
 # What a run started from is not needed to go on with it, and may be gone.
 WITHOUT_ADAPTER = ("model.adapter=",)
 
+_SECTION = re.compile(r"`\[?(\w+)")
 _IN_A_FILE = ("model", "data", "partition")
 _HINT = "`fedelta list` names what can be chosen; `--plugin FILE` adds methods of your own."
 
@@ -171,8 +173,19 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
     }
     problems += problems_of(Context(adapted(known)))
     if problems:
-        raise ConfigError(problems, origin=origin, hint=_HINT)
+        raise ConfigError(problems, origin=origin, hint=_hint(problems))
     return Config(**sections)
+
+
+def _hint(problems: Sequence[str]) -> str:
+    """What to do about problems of a configuration: of names, of paths, or of values."""
+    if any("expected one of" in problem for problem in problems):
+        return _HINT
+    if all("does not exist" in problem for problem in problems):
+        return "a path counts from the folder in which the command runs."
+    sections = dict.fromkeys(match[1] for problem in problems for match in _SECTION.finditer(problem))
+    known = [section for section in sections if section in Config.model_fields]
+    return f"`fedelta list {known[0]}` describes its keys." if known else _HINT
 
 
 def section_called(key: str, name: str) -> object:

@@ -16,6 +16,13 @@ from fedelta.settings.loading import INSTALLED
 from fedelta.settings.registry import Chosen, names_of
 
 _NUM_SHOWN = 200  # characters of a value
+# pydantic's words for types, in TOML's.
+_PLAIN = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "a text",
+}
 
 
 def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: type[Settings]) -> list[str]:
@@ -32,6 +39,7 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
         path, parent, annotation = _locate(section, value, error["loc"], root)
         kind, entry = error["type"], error["input"]
         expectation = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        expectation = _PLAIN.get(expectation, expectation)
         if kind == "extra_forbidden":
             explained[path] = unknown_key(path.rpartition(".")[2], path.rpartition(".")[0], parent)
         elif kind == "missing":
@@ -45,14 +53,20 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
         elif kind in ("no_table", "model_type"):
             explained[path] = _bare_value(path, entry, names_in(annotation))
         elif path not in explained:
-            explained[path] = f"`{path}` is {_shortened(entry)}, expected: {expectation}"
+            explained[path] = f"`{path}` is {_shortened(entry)}, expected: {expectation}{_without_quotes(error)}"
         elif expectation not in explained[path]:
             explained[path] += f" or {expectation}"
     return list(explained.values())
 
 
+def _without_quotes(error: ErrorDetails) -> str:
+    """Advice for a number that was written as a text."""
+    is_number = error["type"] in ("int_type", "float_type") and isinstance(error["input"], str)
+    return ", without quotes" if is_number and error["input"].replace(".", "", 1).isdecimal() else ""
+
+
 def _shortened(value: object) -> str:
-    text = repr(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= _NUM_SHOWN else f"{text[: _NUM_SHOWN - 3]}..."
 
 
