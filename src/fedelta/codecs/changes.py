@@ -13,8 +13,8 @@ long as float16.
 A client that holds y of an earlier round gets all changes since, in their order; one that holds nothing, or for which
 that would be longer, gets y' itself: as those integers in the round in which y begins, else in float16. So the server
 knows of each client and tensor only the round in which the client got what it holds: that of its last *accepted* reply,
-because a client keeps a download only then. Of the changes it keeps those that together are shorter than y'. In bytes, for
-a tensor:
+because a client keeps a download only then. Of the changes it keeps those that together are shorter than y'. A tensor
+in bytes:
 
     0 | y in float16, 2 bytes a number
     255 | y as int8, where it begins
