@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -22,11 +23,25 @@ from fedelta.machine import available_cores, is_limited
 from fedelta.terminal import escape_unprintable
 
 app = typer.Typer(
-    help="Federated fine-tuning of pre-trained models that sends almost nothing over the network.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
+) -> None:
+    """Federated fine-tuning of pre-trained models that sends almost nothing over the network."""
+    if version:
+        from fedelta import __version__
+
+        print(f"fedelta {__version__}")
+        raise typer.Exit
+
+
 for command in (run, resume, report, compare, inspect, evaluate, personalize, predict, export, check, privacy):
     app.command()(command)
 app.command("list")(list_names)
