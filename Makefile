@@ -19,7 +19,7 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo deploy-demo test lint types unit coverage slow docs dist bench bench-peers profile format clean distclean
+.PHONY: help install demo deploy-demo test lint types unit coverage slow docs dist dist-demo bench bench-peers profile format clean distclean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,8 +58,15 @@ docs: $(STAMP) ## Build the documentation into site/; open site/index.html
 
 dist: $(STAMP) ## Build wheel and sdist into dist/ and check them
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/twine check --strict dist/*
+
+dist-demo: dist ## Install the wheel into a new environment of PYTHON and run the demo there
+	$(eval FRESH := $(shell mktemp -d))
+	$(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd $(FRESH) && bin/fedelta run demo
+	rm -rf $(FRESH)
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python benchmarks/bench.py

@@ -20,7 +20,7 @@ def index(about: str, pages: Iterable[tuple[str, str, str]]) -> str:
 def first_sentence(markdown: str) -> str:
     r"""The first sentence of a page below its title, without the marks of links and code.
 
-    >>> first_sentence("# Lanes\\n\\nClients train in [lanes](lanes.md). They share `one` model.")
+    >>> first_sentence("# Lanes\n\nClients train in [lanes](lanes.md). They share `one` model.")
     'Clients train in lanes.'
     """
     text = re.sub(r"^```.*?^```$|^ {4}[^\n]*$", "", markdown, flags=re.MULTILINE | re.DOTALL)

@@ -87,8 +87,8 @@ def _annotation(annotation: object) -> str:
 def documented(text: str) -> str:
     r"""A docstring in Google's form as Markdown.
 
-    >>> documented("Adds.\\n\\nArgs:\\n    x: a number\\n        above zero.\\n")
-    'Adds.\\n\\n**Args**\\n\\n- `x`: a number above zero.'
+    >>> documented("Adds.\n\nArgs:\n    x: a number\n        above zero.\n")
+    'Adds.\n\n**Args**\n\n- `x`: a number above zero.'
     """
     text = _SECTION.sub(lambda match: f"**{match[1]}**\n\n{_listed(match[1], match[2])}\n\n", f"{text}\n")
     blocks = re.split(r"\n{2,}", text.strip())

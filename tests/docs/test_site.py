@@ -76,8 +76,9 @@ def test_the_reference_has_every_key_and_every_public_name(site: Path):
         chosen = chosen_in(annotation)
         kinds = [annotation] if is_settings(annotation) else [] if chosen is None else list(chosen.classes.values())
         for kind in kinds:
-            missing = [key for key in kind.model_fields if key != "name" and f"<code>{key}</code>" not in keys]
-            assert missing == [], (section, kind)
+            # A key with a table of its own has a heading, such as data.audio.
+            for key in set(kind.model_fields) - {"name"}:
+                assert f"<code>{key}</code>" in keys or f'id="{section}{key}"' in keys, (section, kind, key)
 
 
 def test_llms_txt_has_a_sentence_for_every_page(site: Path, config: MkDocsConfig):
