@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedelta.record.history import History
 
 STATE, REASON, RUN = "state", "reason", "run"
-IS_BEST, ON_FRONT = "is_best", "on_pareto_front"
+IS_BEST, ON_FRONT, IS_CLEAR = "is_best", "on_pareto_front", "front_is_clear"
 NUM_SEEDS, NUM_CELLS = "num_seeds", "num_cells"
 ROUND = "round"
 TOTAL_BYTES, RELATIVE_COST, EPSILON = "total_bytes", "relative_cost", "epsilon"
@@ -183,4 +183,4 @@ def share(measure: Measure) -> Column:
 def reserved(primary: Measure) -> frozenset[str]:
     """Names that no axis may have, because the frames have columns of these names."""
     figures = {name for column in (*measures(primary), *COSTS) for name in (column.name, *column.in_groups)}
-    return frozenset(figures | {STATE, REASON, RUN, IS_BEST, ON_FRONT, NUM_SEEDS, NUM_CELLS, ROUND})
+    return frozenset(figures | {STATE, REASON, RUN, IS_BEST, ON_FRONT, IS_CLEAR, NUM_SEEDS, NUM_CELLS, ROUND})
