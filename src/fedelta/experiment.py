@@ -89,7 +89,7 @@ class Result:
         Args:
             client: as for `predictor`.
         """
-        return self.predictor(client).backbone.module
+        return self.predictor(client).module()
 
     def predictor(self, client: Name | None = None, *, transform: Transform | None = None) -> Predictor:
         """Returns a predictor with the tuned model, for images, texts or recordings.
@@ -132,6 +132,7 @@ class Experiment:
         name: str = "experiment",
     ) -> None:
         if objects is not None:
+            objects = objects.unwrapped
             config = objects.named_in(config)
         elif backbone is not None:
             config = config.model_copy(update={"model": named_model(config, backbone)})

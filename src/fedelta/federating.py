@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from torch import nn
 
@@ -24,8 +25,10 @@ from fedelta.codecs.base import Codec
 from fedelta.codecs.channel import Channel
 from fedelta.config import Config, checked_section, section_called
 from fedelta.data.division import Partitioner
-from fedelta.data.objects import Collate, by_client
+from fedelta.data.given import Collate
+from fedelta.data.objects import by_client
 from fedelta.engine.work import ClientSettings
+from fedelta.errors import InputError
 from fedelta.experiment import Experiment, Result
 from fedelta.models.hub import Backbone
 from fedelta.models.objects import Loss, Processor
@@ -85,9 +88,15 @@ def federate(
     config = _with_cohort(config.model_copy(update=sections), clients)
     objects = Objects(model, clients, test, loss, processor, class_names, head, collate, metrics)
     experiment = Experiment(config, objects, name="federate")
-    if resume and out is not None and (Path(out) / CONFIG).is_file():
+    if resume and _has_begun(out):
         return experiment.resume(out, on_round=on_round)
     return experiment.run(out, on_round=on_round)
+
+
+def _has_begun(out: str | Path | None) -> TypeGuard[str | Path]:
+    if out is None:
+        raise InputError("`resume=True` needs the run to go on with.", hint="name it: `out=...`.")
+    return (Path(out) / CONFIG).is_file()
 
 
 def _section(key: str, value: object) -> object:

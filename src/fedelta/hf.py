@@ -25,7 +25,8 @@ from fedelta.assembly.metrics import Metrics
 from fedelta.codecs.base import Codec
 from fedelta.codecs.channel import Channel
 from fedelta.config import Config
-from fedelta.data.objects import Collate, is_hugging_face
+from fedelta.data.forms import is_hugging_face
+from fedelta.data.given import Collate
 from fedelta.engine.optimizers import AdamW, Optimizer, Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import InputError

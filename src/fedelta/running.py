@@ -277,6 +277,7 @@ def keep_adapter(directory: Path, parts: Parts, params: Params, record: Record) 
         preparation=Preparation() if modality is None else modality.preparation,
         task=parts.task,
         identity=parts.model.identity,
+        head=backbone.anatomy.head if is_in_python(config.model.source) else None,
     )
     card = {
         **record,

@@ -292,5 +292,5 @@ def test_an_adapter_without_a_base_model_asks_for_one(recorded, checkpoint, tmp_
 
 def test_a_model_without_a_modality_takes_no_raw_examples():
     bare = Predictor(Backbone(torch.nn.Identity(), ANATOMIES["vit"]), CLASS_NAMES)
-    with pytest.raises(DataError, match=r"the examples hold \{'0': 'str'\} in a batch, expected tensors"):
+    with pytest.raises(DataError, match=r"the examples hold texts in column '0', expected tensors"):
         bare.predict(["a text"])

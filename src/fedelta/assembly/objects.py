@@ -17,18 +17,18 @@ from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.clients import Name
 from fedelta.data.division import divide
 from fedelta.data.folders import Splits
-from fedelta.data.hugging_face import ids_of, labelled_by_client
-from fedelta.data.objects import (
+from fedelta.data.forms import as_data_set, holds_examples, is_hugging_face
+from fedelta.data.given import (
     Collate,
-    Reading,
     Table,
     TableInputs,
-    by_client,
-    in_order,
-    is_hugging_face,
+    in_numbers,
     joined,
     refuse_other_columns,
+    side_by_side,
 )
+from fedelta.data.hugging_face import ids_of, labelled_by_client
+from fedelta.data.objects import Reading, by_client, in_order
 from fedelta.data.partition import Natural
 from fedelta.errors import DataError, ModelError, refuse
 from fedelta.modalities.dialogues import IGNORED
@@ -44,6 +44,8 @@ from fedelta.models.objects import (
     of_module,
     of_transformers,
     parameters_of,
+    takes_only_tensors,
+    unwrapped,
     with_classes,
 )
 from fedelta.models.source import ModelSource, modality_of, read_config
@@ -95,6 +97,11 @@ class Objects:
         count = type(self.clients).__name__ if clients is None else f"{len(clients)} clients"
         return f"Objects({_name_of(self.model)}, {count})"
 
+    @property
+    def unwrapped(self) -> Objects:
+        """The same with the module inside of what `torch.compile` or `DataParallel` has made of it."""
+        return replace(self, model=unwrapped(self.model))
+
     def named_in(self, config: Config) -> Config:
         """The configuration with the sections that say what was given."""
         sections: dict[str, object] = {"data": config.data.model_copy(update={"source": f"{IN_PYTHON}data"})}
@@ -133,12 +140,14 @@ class Objects:
         """Whether the data hold texts, images or recordings, of which the model's processor makes inputs."""
         clients = by_client(self.clients)
         first = self.clients if clients is None else next(iter(clients.values()), None)
-        if not is_hugging_face(first) or self.loss is not None or self.collate is not None:
+        if self.loss is not None or self.collate is not None or not holds_examples(first):
             return False
         has_modality = isinstance(self.model, ModelSource | str) or is_transformers(self.model)
         if isinstance(self.model, Backbone):
             has_modality = self.model.modality is not None
-        return has_modality and first.format["type"] != "custom" and not _READY & set(first.column_names)
+        if is_hugging_face(first) and (first.format["type"] == "custom" or _READY & set(first.column_names)):
+            return False
+        return has_modality
 
     def _reading_backbone(self, config: Config) -> Backbone | None:
         if isinstance(self.model, Backbone):
@@ -153,11 +162,21 @@ class Objects:
     def _splits(self, config: Config) -> Splits:
         """Training and test set; rows of named clients have their names in a column."""
         column = config.data.client
-        clients, tests = by_client(self.clients), by_client(self.test)
-        train = labelled_by_client(self.clients if clients is None else clients, column, "clients")
-        test = labelled_by_client(self.test if tests is None else tests, column, "test")
+        clients = by_client(self.clients)
+        train, test = (
+            labelled_by_client(_as_data_sets(rows, argument), column, argument)
+            for rows, argument in ((self.clients, "clients"), (self.test, "test"))
+        )
         name = column or "client"
         return Splits({config.data.train_split: train, config.data.test_split: test}, name if clients else None)
+
+
+def _as_data_sets(rows: object, argument: str) -> object:
+    """Data that hold examples, alone or by client, as Hugging Face data sets."""
+    clients = by_client(rows)
+    if clients is None:
+        return as_data_set(rows, f"`{argument}`")
+    return {name: as_data_set(part, f"`{argument}[{name!r}]`") for name, part in clients.items()}
 
 
 def named_model(config: Config, model: nn.Module | Backbone) -> ModelSource:
@@ -189,9 +208,15 @@ class _Ready:
         train, rows, names = self._clients()
         test, owners = self._test(train, {str(name): client for client, name in names.items()})
         label = None if self.objects.loss is not None else self._label(train)
+        in_texts: tuple[str, ...] = ()
+        if self.config.task.has_classes or self.objects.loss is not None:
+            (train, test), in_texts = in_numbers((train, test), label or train.label, self.objects.class_names)
+        if train.is_frame and not isinstance(self.objects.model, ModelSource | str):
+            beside = (label or train.label, self.config.data.client)
+            train, test = (side_by_side(table, beside=beside) for table in (train, test))
         columns, backbone = self._model(train, label)
         inputs = [TableInputs(table, columns) for table in (train, test)]
-        class_names = self._class_names(train, backbone, inputs[0])
+        class_names = in_texts or self._class_names(train, backbone, inputs[0])
         read = self._targets((train, test), label, class_names)
         if rows is None:
             rows, names = self._divided(train, read.train)
@@ -257,14 +282,14 @@ class _Ready:
         """Each input of the model with its column, and the backbone; None if it is built from the configuration."""
         model, config = self.objects.model, self.config
         if self.objects.loss is not None:
-            names = {name: name for name in train.names if name != config.data.client}
+            names = {name: name for name in train.inputs if name != config.data.client}
             read = ByLoss(self.objects.loss, train.is_positional)
             module = model.module if isinstance(model, Backbone) else model
             if not isinstance(module, nn.Module):
                 raise ModelError("a loss function of your own needs a module.", hint="give the model as an object.")
             return names, of_module(module, read, head=self.objects.head, batch_norm=config.model.batch_norm)
         is_kept = reads_dialogues(config.task)
-        names = {name: name for name in train.names if name != config.data.client and (is_kept or name != label)}
+        names = {name: name for name in train.inputs if name != config.data.client and (is_kept or name != label)}
         if isinstance(model, ModelSource | str):
             kind, _ = modality_of(read_config(config.model), config.task)
             return ({_MAIN_INPUTS.get(kind.name, "pixel_values"): "0"} if train.is_positional else names), None
@@ -275,12 +300,20 @@ class _Ready:
             names = {name: name for name in names if takes_any or name in parameters}
         inputs = names_for(module, [*names], is_positional=train.is_positional)
         columns = dict(zip(inputs, names, strict=True))
+        backbone = self._backbone(model)
+        few = TableInputs(train, columns).fetch(torch.arange(min(2, len(train))))
+        if takes_only_tensors(backbone.module, few):
+            columns = dict(zip("0", columns.values(), strict=True))
+        return columns, backbone
+
+    def _backbone(self, model: nn.Module | Backbone) -> Backbone:
+        config = self.config
         if isinstance(model, Backbone):
-            return columns, model
+            return model
         if is_transformers(model):
             policy = config.model.batch_norm
-            return columns, of_transformers(model, config.task, processor=self.objects.processor, batch_norm=policy)
-        return columns, of_module(model, head=self.objects.head, batch_norm=config.model.batch_norm)
+            return of_transformers(model, config.task, processor=self.objects.processor, batch_norm=policy)
+        return of_module(model, head=self.objects.head, batch_norm=config.model.batch_norm)
 
     @property
     def _first(self) -> object:

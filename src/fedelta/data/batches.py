@@ -61,6 +61,10 @@ class FederatedData:
     names: Mapping[int, Name] = field(default_factory=dict)
     shown: tuple[Shown, ...] = ()
 
+    def __repr__(self) -> str:
+        num = len(self.partition) + len(self.held_out)
+        return f"FederatedData({len(self.train):,} rows of {num:,} clients, {len(self.test):,} test rows)"
+
     @cached_property
     def clients(self) -> Clients:
         """All clients, including held-out ones.

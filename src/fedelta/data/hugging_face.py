@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedelta.data.clients import Name
-from fedelta.data.objects import Table, in_order, is_hugging_face
+from fedelta.data.forms import is_hugging_face
+from fedelta.data.given import Table
+from fedelta.data.objects import in_order
 from fedelta.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -50,7 +52,9 @@ def ids_of(rows: object, table: Table, column: str) -> list[Name]:
     names = rows.column_names if is_hugging_face(rows) else list(table.names)
     if column not in names:
         raise DataError(f"the training data have no column {column!r} (`data.client_column`), found {listed(names)}.")
-    ids: list[Name] = list(rows[column]) if is_hugging_face(rows) else table.column(column).tolist()
+    if is_hugging_face(rows):
+        return list(rows[column])
+    ids: list[Name] = table.texts[column].tolist() if column in table.texts else table.column(column).tolist()
     return ids
 
 

@@ -1,4 +1,4 @@
-"""Reads data that the caller gives as objects: tensors, dictionaries of tensors, PyTorch and Hugging Face data sets.
+"""Reads data that the caller gives as objects: tensors, arrays, frames, rows, PyTorch and Hugging Face data sets.
 
 Each becomes a `Table`: columns that are fetched by row, ready to be the inputs of a module. Columns without names, as
 in a pair (inputs, labels), are called "0", "1" and so on.
@@ -6,80 +6,32 @@ in a pair (inputs, labels), are called "0", "1" and so on.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from fedelta.data.clients import Name
+from fedelta.data.forms import are_rows, columns_of, is_column, is_frame, is_hugging_face
+from fedelta.data.given import LABELS, Collate, Table, Texts, by_name
 from fedelta.errors import DataError, listed
 
 if TYPE_CHECKING:
     import datasets
 
 # Any, in this file: rows of other libraries' data sets hold any type.
-Collate = Callable[[list[Any]], Any]
-"""Makes a batch of a list of rows, as `torch.utils.data.default_collate` and the collators of transformers do."""
-
-LABELS = ("labels", "label", "targets", "target", "y")
+_SPLITS = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval", "unsupervised"})
 _CHUNK_ROWS = 256
+_COLLATE = "rows of different shapes need `collate=`, which makes a batch of a list of rows."
+_IMAGES = "images need `collate=`, which makes tensors of a list of rows, or a model with an image processor."
 _FORMS = (
-    "expected tensors (inputs, labels), a dictionary of tensors, a `torch.utils.data.Dataset` or a `datasets.Dataset`"
+    "expected tensors (inputs, labels), a dictionary of tensors, a pandas frame, a list of rows, a "
+    "`torch.utils.data.Dataset` or a `datasets.Dataset`"
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns of N rows, in memory or read at every fetch.
-
-    Args:
-        columns: in memory, rows first.
-        rows: read at every fetch; None if all columns are in memory.
-        collate: makes the columns of a batch of `rows`.
-        names: of the columns, in order.
-        num_rows: N.
-        class_names: of the labels, if the data name them.
-    """
-
-    columns: Mapping[str, Tensor]
-    names: tuple[str, ...]
-    num_rows: int
-    rows: Sequence[Any] | None = None
-    collate: Collate = default_collate
-    class_names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """The columns of `rows` (int64, one axis)."""
-        if self.rows is None:
-            return {name: column[rows] for name, column in self.columns.items()}
-        batch = _named(self.collate([self.rows[row] for row in rows.tolist()]))
-        return {name: batch[name] for name in self.names}
-
-    def column(self, name: str) -> Tensor:
-        """One column of all rows."""
-        if self.rows is None:
-            return self.columns[name]
-        return torch.cat([self.fetch(rows)[name] for rows in torch.arange(len(self)).split(_CHUNK_ROWS)])
-
-    @property
-    def is_positional(self) -> bool:
-        """Whether its columns have no names."""
-        return self.names == tuple(map(str, range(len(self.names))))
-
-    @property
-    def label(self) -> str | None:
-        """The column of labels by its usual names, or the last one of several without names; None if there is none."""
-        if self.is_positional:
-            return self.names[-1] if len(self.names) > 1 else None
-        return next((name for name in LABELS if name in self.names), None)
 
 
 @dataclass(frozen=True)
@@ -104,21 +56,24 @@ class Reading:
         Raises:
             DataError: they have another form, no rows, columns of different lengths, or rows of different shapes.
         """
-        if is_hugging_face(rows) and rows.format["type"] != "custom":
+        if is_frame(rows):
+            table = replace(_in_memory(columns_of(rows), what), is_frame=True)
+        elif is_hugging_face(rows) and rows.format["type"] != "custom":
             table = _of_hugging_face(rows, self.collate, what)
         elif isinstance(rows, TensorDataset) and self.collate is None:
             table = _in_memory(dict(enumerate(rows.tensors)), what)
         elif is_hugging_face(rows) or (isinstance(rows, Dataset) and not isinstance(rows, IterableDataset)):
             table = self._of_rows(rows, what)
-        elif isinstance(rows, Mapping):
-            table = _in_memory(rows, what)
-        elif isinstance(rows, tuple | list) and rows and all(map(_is_array, rows)):
-            table = _in_memory(dict(enumerate(rows)), what)
+        elif isinstance(columns := columns_of(rows), Mapping):
+            table = _in_memory(columns, what)
+        elif isinstance(columns, tuple | list) and columns and all(map(_is_array, columns)):
+            table = _in_memory(dict(enumerate(columns)), what)
         elif _is_array(rows):
             table = _in_memory({0: rows}, what)
+        elif are_rows(rows):
+            table = self._of_rows(rows, what)
         else:
-            hint = "give `list(...)` of it to a map-style data set." if isinstance(rows, IterableDataset) else None
-            raise DataError(f"{what} are {type(rows).__name__}, {_FORMS}.", hint=hint)
+            raise DataError(f"{what} are {_kind(rows)}, {_FORMS}.", hint=_hint(rows))
         if not len(table):
             raise DataError(f"{what} have no rows, expected 1 or more.")
         return table
@@ -131,102 +86,60 @@ class Reading:
         names = tuple(first)
         num_bytes = sum(column.nbytes for column in first.values()) / min(2, len(rows)) * len(rows)
         if self.collate is not None or num_bytes > self.max_memory_mib * 2**20:
+            _refuse_texts(first, what)
             return Table({}, names, len(rows), rows, collate)
         chunks = [range(start, min(start + _CHUNK_ROWS, len(rows))) for start in range(0, len(rows), _CHUNK_ROWS)]
         batches = [_batch(collate, rows, chunk, what) for chunk in chunks]
-        return _in_memory({name: torch.cat([batch[name] for batch in batches]) for name in names}, what)
+        if other := next((batch for batch in batches if tuple(batch) != names), None):
+            raise DataError(f"{what} have rows of {listed(names)} and rows of {listed(tuple(other))}.")
+        try:
+            return _in_memory({name: _joined([batch[name] for batch in batches]) for name in names}, what)
+        except (RuntimeError, TypeError) as error:
+            raise DataError(f"{what} have rows of different shapes: {error}", hint=_COLLATE) from error
 
 
-@dataclass(frozen=True)
-class TableInputs:
-    """Some columns of a table as the inputs of a module.
-
-    Args:
-        table: has the columns.
-        columns: name of an input to its column.
-    """
-
-    table: Table
-    columns: Mapping[str, str]
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """The inputs of `rows` (int64, one axis); of NumPy's usual float64, in PyTorch's usual float32."""
-        batch = self.table.fetch(rows)
-        inputs = {name: batch[column] for name, column in self.columns.items()}
-        return {name: value.float() if value.dtype == torch.float64 else value for name, value in inputs.items()}
-
-
-def stacked(rows: Sequence[Any], what: str) -> Table:
+def stacked(rows: Sequence[Any], what: str, *, hint: str = _COLLATE) -> Table:
     """Single rows as one table.
 
     Raises:
         DataError: they are no tensors, or have different shapes.
     """
-    return _in_memory(_batch(default_collate, rows, range(len(rows)), what), what)
-
-
-def joined(tables: Sequence[Table], whose: Sequence[str]) -> Table:
-    """The rows of all tables, one after the other.
-
-    Args:
-        tables: with the same columns.
-        whose: the name of each in messages.
-
-    Raises:
-        DataError: their columns differ.
-    """
-    refuse_other_columns(tables, whose)
-    first = tables[0]
-    num_rows = sum(map(len, tables))
-    if any(table.rows is not None for table in tables):
-        rows: Any = ConcatDataset([_rows_of(table) for table in tables])
-        return Table({}, first.names, num_rows, rows, first.collate, first.class_names)
-    try:
-        columns = {name: torch.cat([table.columns[name] for table in tables]) for name in first.names}
-    except RuntimeError as error:
-        raise DataError(f"rows of {listed(whose, 2)} have different shapes: {error}") from error
-    return Table(columns, first.names, num_rows, class_names=first.class_names)
-
-
-def _rows_of(table: Table) -> Any:
-    """The rows one by one: of a table in memory as dictionaries."""
-    if table.rows is not None:
-        return table.rows
-    return [{name: column[row] for name, column in table.columns.items()} for row in range(len(table))]
-
-
-def refuse_other_columns(tables: Sequence[Table], whose: Sequence[str]) -> None:
-    """Raises if a table has other columns than the first one; arguments as for `joined`."""
-    first = tables[0]
-    for table, what in zip(tables, whose, strict=True):
-        if table.names != first.names:
-            raise DataError(
-                f"{what} have the columns {listed(table.names)}, expected those of {whose[0]}: {listed(first.names)}."
-            )
-
-
-def is_hugging_face(rows: object) -> TypeGuard[datasets.Dataset]:
-    """Whether `rows` are a Hugging Face data set with random access; does not import their library."""
-    library = sys.modules.get("datasets")
-    return library is not None and isinstance(rows, library.Dataset)
+    batch = _batch(default_collate, rows, range(len(rows)), what, hint)
+    _refuse_texts(batch, what, hint)
+    return _in_memory(batch, what)
 
 
 def by_client(clients: object) -> Mapping[str | int, object] | None:
-    """Clients by their names; None if `clients` are one data set."""
-    if not isinstance(clients, Mapping) or (clients and all(map(_is_array, clients.values()))):
-        return None
-    return clients
+    """Clients by their names; None if `clients` are one data set.
+
+    Raises:
+        DataError: they are parts of another kind.
+    """
+    if isinstance(clients, Mapping):
+        are_columns = bool(clients) and all(map(is_column, clients.values()))
+        is_one = are_columns and (any(map(_is_array, clients.values())) or bool(clients.keys() & set(LABELS)))
+        splits = _SPLITS & {name for name in clients if isinstance(name, str)}
+        if "train" in splits and len(splits) == len(clients) > 1:
+            raise DataError(
+                f"`clients` are the splits {listed(sorted(splits))} of one data set, expected client name to data.",
+                hint='give `["train"]` of it with `partition=`, and another split as `test`.',
+            )
+        return None if is_one else clients
+    if isinstance(clients, list) and clients and all(map(_is_data_set, clients)):
+        raise DataError(
+            f"`clients` is a list of {len(clients)} data sets, expected client name to data.",
+            hint="`dict(enumerate(...))` numbers them.",
+        )
+    return None
 
 
 def in_order(clients: Mapping[Any, object]) -> list[Name]:
     """The names of clients in ascending order, as those in a column of a data set; Any: any key."""
-    if wrong := [name for name in clients if not isinstance(name, str | int)]:
+    plain = [int(name) if isinstance(name, np.integer) else name for name in clients]
+    if wrong := [name for name in plain if not isinstance(name, str | int)]:
         raise DataError(f"clients have the names {wrong[:3]}, expected texts or whole numbers.")
-    is_mixed = len({type(name) for name in clients}) > 1
-    return sorted(clients, key=str if is_mixed else None)
+    is_mixed = len({type(name) for name in plain}) > 1
+    return sorted(plain, key=str if is_mixed else None)
 
 
 def _refuse_uncounted(rows: Any, what: str) -> None:
@@ -240,16 +153,58 @@ def _is_array(value: object) -> bool:
     return isinstance(value, Tensor | np.ndarray)
 
 
-def _in_memory(columns: Mapping[Any, object], what: str) -> Table:
+def _kind(rows: object) -> str:
+    return "None" if rows is None else type(rows).__name__
+
+
+def _hint(rows: object) -> str | None:
+    """What to give instead of an unknown form."""
+    if isinstance(rows, DataLoader):
+        return "give its data set: `loader.dataset`; the batch size is `client.batch_size`."
+    if isinstance(rows, IterableDataset) or callable(getattr(rows, "__iter__", None)):
+        return "give `list(...)` of its rows, if it is one that yields rows."
+    return None
+
+
+def _is_data_set(value: Any) -> bool:
+    """Whether an item of a list is a data set by itself, rather than a row."""
+    if isinstance(value, Dataset) or is_hugging_face(value) or is_frame(value):
+        return True
+    has_rows = isinstance(value, tuple | list) and len(value) > 1 and all(map(_is_array, value))
+    return has_rows and all(column.ndim and len(column) > 1 for column in value) and len(set(map(len, value))) == 1
+
+
+def _in_memory(columns: Any, what: str) -> Table:
     """Tensors and arrays by name or place, rows first."""
     others = {str(name): type(column).__name__ for name, column in columns.items() if not _is_array(column)}
     if others or not columns:
         raise DataError(f"{what} hold {others or 'nothing'}, expected tensors.", hint=_FORMS)
-    tensors = {str(name): torch.as_tensor(column) for name, column in columns.items()}
-    lengths = {name: len(tensor) if tensor.dim() else 0 for name, tensor in tensors.items()}
+    texts = {str(name): column for name, column in columns.items() if _has_texts(column)}
+    tensors = {
+        str(name): _tensor(column, str(name), what) for name, column in columns.items() if str(name) not in texts
+    }
+    lengths = {name: len(column) if column.ndim else 0 for name, column in (tensors | texts).items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"{what} have columns of different lengths: {lengths}.", hint="the first axis is that of rows.")
-    return Table(tensors, tuple(tensors), next(iter(lengths.values())))
+    return Table(tensors, tuple(map(str, columns)), next(iter(lengths.values())), texts=texts)
+
+
+def _has_texts(column: Any) -> bool:
+    if not isinstance(column, np.ndarray) or column.ndim != 1:
+        return False
+    return column.dtype.kind in "UT" or (column.dtype == object and all(isinstance(value, str) for value in column))
+
+
+def _tensor(column: Any, name: str, what: str) -> Tensor:
+    if isinstance(column, Tensor):
+        return column.detach()
+    try:
+        return torch.as_tensor(column if column.flags.writeable else column.copy())
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{what} hold {column.dtype} in column {name!r}, expected numbers: {error}".rstrip("."),
+            hint="fill in missing values, and leave out or convert others.",
+        ) from error
 
 
 def _of_hugging_face(rows: datasets.Dataset, collate: Collate | None, what: str) -> Table:
@@ -268,33 +223,44 @@ def _of_hugging_face(rows: datasets.Dataset, collate: Collate | None, what: str)
             f"{what}: rows of column {listed(ragged)} have different shapes.",
             hint="give `collate=`, such as `transformers.DataCollatorWithPadding(tokenizer)`.",
         )
-    table = _in_memory({name: column for name, column in columns.items() if isinstance(column, Tensor)}, what)
-    return Table(table.columns, table.names, len(table), class_names=class_names)
+    usable = {name: column if isinstance(column, Tensor) else _texts(column) for name, column in columns.items()}
+    table = _in_memory({name: column for name, column in usable.items() if column is not None}, what)
+    return replace(table, class_names=class_names)
+
+
+def _texts(column: object) -> Texts | None:
+    if isinstance(column, Sequence) and column and all(isinstance(value, str) for value in column):
+        return np.asarray(column)
+    return None
 
 
 def _are_tensors(values: Sequence[object]) -> bool:
     return bool(values) and all(isinstance(value, Tensor) for value in values)
 
 
-def _batch(collate: Collate, rows: Any, chunk: range, what: str) -> dict[str, Tensor]:
+def _batch(collate: Collate, rows: Any, chunk: range, what: str, hint: str | None = None) -> dict[str, Tensor | Texts]:
     try:
-        batch = _named(collate([rows[row] for row in chunk]))
+        batch = by_name(collate([rows[row] for row in chunk]))
     except DataError:
         raise
     # A data set and its collator are the caller's code, and may raise anything.
     except Exception as error:
         raise DataError(
             f"{what}: rows {chunk.start} to {chunk.stop - 1} make no batch: {type(error).__name__}: {error}",
-            hint="rows of different shapes need `collate=`, which makes a batch of a list of rows.",
+            hint=hint or (_IMAGES if "PIL." in str(error) else _COLLATE),
         ) from error
-    others = {name: type(value).__name__ for name, value in batch.items() if not isinstance(value, Tensor)}
+    columns = {name: value if isinstance(value, Tensor) else _texts(value) for name, value in batch.items()}
+    others = {name: type(batch[name]).__name__ for name, column in columns.items() if column is None}
     if others or not batch:
         raise DataError(f"{what} hold {others or 'nothing'} in a batch, expected tensors.", hint=_FORMS)
-    return batch
+    return {name: column for name, column in columns.items() if column is not None}
 
 
-def _named(batch: Any) -> dict[str, Tensor]:
-    """A batch by column; columns without names are numbered."""
-    if isinstance(batch, Mapping):
-        return {str(name): value for name, value in batch.items()}
-    return {str(place): value for place, value in enumerate(batch if isinstance(batch, tuple | list) else [batch])}
+def _joined(parts: Sequence[Tensor | Texts]) -> Tensor | Texts:
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if len(tensors) == len(parts) else np.concatenate(parts)
+
+
+def _refuse_texts(batch: Mapping[str, Tensor | Texts], what: str, hint: str = "give numbers.") -> None:
+    if texts := [name for name, column in batch.items() if not isinstance(column, Tensor)]:
+        raise DataError(f"{what} hold texts in column {listed(texts)}, expected tensors.", hint=hint)

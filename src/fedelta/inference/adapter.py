@@ -70,6 +70,7 @@ class SavedAdapter:
         preparation: how examples became inputs in the run, where that differs from the model's default.
         task: what is predicted; None if unknown.
         identity: fingerprint of the base model (`tuning/identity.py`); empty if unknown.
+        head: paths of the head of a model that was given as an object; None for others, and if unknown.
     """
 
     tuning: TuningMethod
@@ -81,6 +82,7 @@ class SavedAdapter:
     preparation: Preparation = field(default_factory=Preparation)
     task: Task | None = None
     identity: Mapping[str, str] = field(default_factory=dict)
+    head: tuple[str, ...] | None = None
 
 
 def write_adapter(directory: Path, adapter: SavedAdapter, anatomy: Anatomy, card: Mapping[str, object]) -> None:
@@ -145,6 +147,7 @@ def _settings(adapter: SavedAdapter, weights: bytes, config: str) -> AdapterSett
         seed=adapter.seed,
         **dict(adapter.preparation),
         identity=dict(adapter.identity),
+        head=adapter.head,
         plugins=tuple(used_by([adapter.tuning, adapter.task])),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         config_sha256=hashlib.sha256(config.encode()).hexdigest(),
@@ -187,6 +190,7 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Saved
         settings.preparation,
         settings.task,
         settings.identity,
+        settings.head,
     )
 
 

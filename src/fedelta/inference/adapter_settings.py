@@ -36,6 +36,7 @@ class AdapterSettings(Settings):
         resize: how images were resized to the model's input; None for recordings and texts.
         processor: the content of a stock `preprocessor_config.json` that does the same.
         value_range: values of images of more than 8 bits that became black and white.
+        head: paths of what the run took for the head of a model that was given as an object; None for others.
         template: the chat template of a language model, as in `chat_template.jinja`.
         identity: fingerprint of the base model (`tuning/identity.py`); empty if unknown.
         plugins: records of the plug-ins of its tuning method and task (`plugins.used_by`).
@@ -55,6 +56,7 @@ class AdapterSettings(Settings):
     processor: dict[str, Any] | None = None  # Any: JSON values
     value_range: tuple[FiniteFloat, FiniteFloat] | None = None
     template: str | None = None
+    head: tuple[str, ...] | None = None
     identity: dict[str, str] = Field(default_factory=dict)
     plugins: tuple[dict[str, Any], ...] = ()  # Any: JSON values
     weights_sha256: str = ""

@@ -22,7 +22,7 @@ from fedelta.inference.objects import base_of
 from fedelta.inference.translate import placed
 from fedelta.models.heads import class_names_of
 from fedelta.models.hub import Backbone, build
-from fedelta.models.objects import Processor, with_classes
+from fedelta.models.objects import Processor, unwrapped, with_classes
 from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params, ParamSpec
 from fedelta.record import rundir
@@ -34,13 +34,14 @@ from fedelta.settings.paths import is_in_python
 from fedelta.tasks.base import Task
 from fedelta.tasks.class_names import order_of
 from fedelta.tasks.classification import Classification
+from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
 
 logger = logging.getLogger("fedelta")
 
-Opened = tuple[Backbone, tuple[str, ...], Task]
-"""A tuned backbone, its class names in label order, and its task."""
+Opened = tuple[Backbone, tuple[str, ...], Task, TuningMethod]
+"""A tuned backbone, its class names in label order, its task and its tuning method."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Opening:
     def of_adapter(self, directory: Path, model: ModelSource | nn.Module | str | None) -> Opened:
         """The base model with the adapter in `directory`; errors are those of `Predictor.from_adapter`."""
         adapter, is_given = read_adapter(directory), model is not None
+        model = unwrapped(model)
         if isinstance(model, nn.Module):
             return self._of_module(directory, adapter, model)
         model = ModelSource(source=model) if isinstance(model, str) else model or _base_model(adapter)
@@ -84,7 +86,8 @@ class Opening:
         spec = install(adapter, backbone)
         other = unlike(adapter.identity, identity(backbone, spec.names, model))
         _refuse_other_base(directory, model, other, is_given=is_given)
-        return backbone, names if not new_names or order_of(names, new_names) else new_names, task
+        names = names if not new_names or order_of(names, new_names) else new_names
+        return backbone, names, task, adapter.tuning
 
     def _prepared(self, backbone: Backbone, adapter: SavedAdapter) -> Backbone:
         """The backbone with the preparation of the adapter, and the changes to it."""
@@ -105,7 +108,7 @@ class Opening:
                 f"{', '.join(other)} differ.",
                 hint="give the model as it was before the run, with the same weights.",
             )
-        return with_classes(backbone, names), names, adapter.task or Classification()
+        return with_classes(backbone, names), names, adapter.task or Classification(), adapter.tuning
 
 
 def local_tensors(run: Path, client: Name | None) -> Params:

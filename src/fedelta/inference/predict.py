@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from fedelta.inference.opening import Opening, local_tensors, put_params, refuse
 from fedelta.modalities.dialogues import Dialogues
 from fedelta.modalities.settings import AudioSettings
 from fedelta.modalities.turns import Messages
+from fedelta.models.failures import model_errors
 from fedelta.models.generation import Sampling, Speaker
 from fedelta.models.hub import Backbone
 from fedelta.models.objects import Processor
@@ -36,6 +39,7 @@ from fedelta.tasks.base import Answer, Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import answers_of
 from fedelta.tasks.own_loss import OwnLoss
+from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.exits import exit_blocks
 
 BATCH_SIZE = 32  # examples per pass through the model
@@ -51,12 +55,14 @@ class Predictor:
         task: what is predicted.
         transform: makes the inputs of one example, without a batch axis; None if examples are such inputs, or if the
             model's own modality makes them.
+        tuning: what `module` folds in; None if that has been done.
     """
 
     backbone: Backbone
     class_names: tuple[str, ...]
     task: Task = field(default_factory=Classification)
     transform: Transform | None = None
+    tuning: TuningMethod | None = None
 
     def __repr__(self) -> str:
         return f"Predictor({type(self.backbone.module).__name__}, {self.task.name!r}, {len(self.class_names)} classes)"
@@ -137,7 +143,15 @@ class Predictor:
             ModelError: the base model cannot be read.
         """
         opening = Opening(class_names, seed, {"max_length": max_length, "audio": audio}, processor, transform is None)
-        return cls(*opening.of_adapter(Path(directory), model), transform)
+        backbone, names, task, tuning = opening.of_adapter(Path(directory), model)
+        return cls(backbone, names, task, transform, tuning)
+
+    def module(self) -> nn.Module:
+        """Returns a copy of the tuned module, with what was tuned folded in where that is possible."""
+        backbone = copy.deepcopy(self.backbone)
+        if self.tuning is not None:
+            self.tuning.merge(backbone)
+        return backbone.module
 
     def predict(
         self, inputs: Sequence[Any], *, exit: int | None = None, confidence: float | None = None
@@ -166,7 +180,7 @@ class Predictor:
         if isinstance(self.task, OwnLoss):
             raise InputError(
                 "a model with a loss function of your own has no answers that are known.",
-                hint="call the tuned module: `result.module()`, or `Predictor.open(run, model=model).backbone.module`.",
+                hint="call the tuned module: `result.module()`, or `Predictor.open(run, model=model).module()`.",
             )
         if exit is not None and confidence is not None:
             raise TypeError("`exit` and `confidence` exclude each other, found both")
@@ -182,9 +196,13 @@ class Predictor:
                 answer
                 for batch in self._batches(inputs)
                 for answer in self._answers(
-                    self.backbone.logits(batch) if exit is None else at_exit(self.backbone, batch, exit), number
+                    self._logits(batch) if exit is None else at_exit(self.backbone, batch, exit), number
                 )
             ]
+
+    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+        with model_errors(type(self.backbone.module).__name__, batch):
+            return self.backbone.logits(batch)
 
     def generate(
         self,
@@ -251,8 +269,11 @@ class Predictor:
         return [answer for number, outputs in pairs for answer in self._answers(outputs, number)]
 
     def _batches(self, inputs: Sequence[Any], size: int = BATCH_SIZE) -> Iterator[dict[str, Tensor]]:
-        if isinstance(inputs, str | Path | Tensor):
-            raise InputError(f"`inputs` is one {type(inputs).__name__}, expected a list of examples.")
+        if isinstance(inputs, str | Path | Tensor | np.ndarray):
+            raise InputError(
+                f"`inputs` is one {type(inputs).__name__}, expected a list of examples.",
+                hint="`[example]`, or `list(inputs)` if its first axis is that of examples.",
+            )
         if self.transform is not None or self.backbone.modality is None:
             return ready_batches(self.backbone, inputs, self.transform, size)
         return self.backbone.modality.examples(inputs, size)

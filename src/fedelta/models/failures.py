@@ -47,4 +47,8 @@ def _hint(error: Exception, inputs: Mapping[str, Tensor]) -> str:
         return "check that `data.max_length` does not exceed the model's positions and that the tokenizer is its own."
     if "pixel_values" in inputs:
         return "check that the model supports `model.image_size` and the number of channels."
+    if any(not tensor.is_floating_point() for tensor in inputs.values()) and "type" in str(error):
+        return (
+            "the inputs are whole numbers; a model that takes others needs them converted, such as `x.float() / 255`."
+        )
     return "check that the model supports these inputs."

@@ -73,6 +73,9 @@ class Backbone:
     read: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None
     checkpoint: str = ""
 
+    def __repr__(self) -> str:
+        return f"Backbone({type(self.module).__name__})"
+
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Outputs [B, ...] for a batch of inputs; of a classifier, logits [B, C].
 

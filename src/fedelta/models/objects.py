@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fedelta.errors import ModelError, listed
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 Loss = Callable[[nn.Module, Any], Tensor]
 """Gives the loss of each row of a batch [B], or their mean []; the batch is as the data have it (Any): a dictionary of
 tensors, or a tuple of them."""
+Given = TypeVar("Given")
+Copied = TypeVar("Copied", bound=nn.Module)
 BatchNorm = Literal["average", "local", "group"]
 
 
@@ -110,6 +113,47 @@ def outputs_of(module: nn.Module, output: object) -> Tensor:
     )
 
 
+def unwrapped(model: Given) -> Given | nn.Module:
+    """The module inside of what `torch.compile` or `DataParallel` made of it; anything else as it is.
+
+    Raises:
+        ModelError: TorchScript has replaced the module.
+    """
+    inner: Given | nn.Module = model
+    while isinstance(inner, nn.Module):
+        children = dict(inner.named_children())
+        if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        elif "_orig_mod" in children:
+            inner = children["_orig_mod"]
+        else:
+            break
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise ModelError(
+            "`model` was compiled by TorchScript, and its layers cannot be tuned.",
+            hint="give the `nn.Module` that it was made of.",
+        )
+    return inner
+
+
+def copied(module: Copied) -> Copied:
+    """A copy in float32 and evaluation mode.
+
+    Raises:
+        ModelError: the module cannot be copied, or has no weights yet.
+    """
+    try:
+        twin = copy.deepcopy(module)
+    # Whatever the caller's module holds may refuse to be copied, with any class of error.
+    except Exception as error:
+        raise ModelError(
+            f"{type(module).__name__} cannot be copied: {type(error).__name__}: {error}",
+            hint="it must hold nothing that `copy.deepcopy` refuses, such as locks, open files or results of a forward "
+            "pass; the copy keeps your module as it is.",
+        ) from error
+    return twin.float().eval()
+
+
 def is_transformers(module: object) -> TypeGuard[PreTrainedModel]:
     """Whether `module` is a model of transformers; does not import it."""
     library = sys.modules.get("transformers.modeling_utils")
@@ -149,6 +193,24 @@ def names_for(module: nn.Module, names: Sequence[str], *, is_positional: bool) -
     )
 
 
+def takes_only_tensors(module: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether a module, whose one argument has another name than its one input, fails on a dictionary of it.
+
+    Args:
+        module: in evaluation mode.
+        inputs: of a few rows.
+    """
+    parameters, takes_any, _ = parameters_of(module)
+    if takes_any or len(inputs) > 1 or len(parameters) != 1 or inputs.keys() <= {*parameters, "0"}:
+        return False
+    try:
+        with torch.no_grad():
+            module(dict(inputs))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return True
+    return False
+
+
 def of_module(
     module: nn.Module,
     read: Callable[[nn.Module, dict[str, Tensor]], Tensor] = called,
@@ -156,7 +218,7 @@ def of_module(
     head: Sequence[str] | None = None,
     batch_norm: BatchNorm = "average",
 ) -> Backbone:
-    """The backbone of any module.
+    """The backbone of any module, in float32.
 
     Args:
         module: copied.
@@ -167,10 +229,12 @@ def of_module(
     Raises:
         ModelError: a part of `head` does not exist.
     """
-    module = copy.deepcopy(module).eval()
+    module = copied(module)
     paths = dict(module.named_modules())
     if missing := [path for path in head or () if path not in paths]:
-        raise ModelError(f"{type(module).__name__} has no {listed(missing)}, found {listed(list(paths)[1:], 20)}.")
+        raise ModelError(
+            f"{type(module).__name__} has no {listed(missing)}, found {listed(list(paths)[1:], 20) or 'none'}."
+        )
     linear = [path for path, layer in paths.items() if path and is_linear(layer)]
     anatomy = discovered(module, tuple(linear[-1:] if head is None else head))
     return Backbone(module, anatomy, batch_norm=batch_norm, read=read)
@@ -196,7 +260,7 @@ def of_transformers(
     Raises:
         ModelError: the model does not fit the task, or there is no processor.
     """
-    module, is_decoder = copy.deepcopy(module).float().eval(), reads_dialogues(task)
+    module, is_decoder = copied(module), reads_dialogues(task)
     config, checkpoint = module.config, str(module.name_or_path or "")
     check_family(config.model_type)
     if is_decoder:

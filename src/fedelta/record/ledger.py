@@ -89,6 +89,9 @@ class Ledger:
         ledger._count(_transfer(path, number, row) for number, row in enumerate(rows[1:], start=2))
         return ledger
 
+    def __repr__(self) -> str:
+        return f"Ledger({len(self.rounds)} rounds, {self.total_bytes:,} bytes, {len(self.client_ids)} clients)"
+
     @property
     def num_transfers(self) -> int:
         """Payloads of both directions so far."""

@@ -56,6 +56,12 @@ class Settings(BaseModel):
     shorthand: ClassVar[Any] = None
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """The fields that do not have their default."""
+        for name, field in type(self).model_fields.items():
+            if field.is_required() or getattr(self, name) != field.get_default(call_default_factory=True):
+                yield name, getattr(self, name)
+
     def problems(self, context: Context) -> list[str]:
         """Messages about conflicts between this setting and others; none by default.
 
