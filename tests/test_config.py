@@ -539,3 +539,15 @@ def test_a_hint_fits_its_error(override: str, hint: str):
     with pytest.raises(ConfigError) as error:
         load_config("recipes/demo.toml", [override])
     assert error.value.hint == hint
+
+
+def test_a_recipe_of_the_package_is_called_by_its_name_unless_a_file_has_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_config(repository / "recipes" / "demo.toml")
+    assert load_config("demo") == recipe
+    Path("demo").write_text(recipe.to_toml().replace("seed = 7", "seed = 8"))
+    assert load_config("demo").seed == 8
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_config("dem")
