@@ -189,9 +189,23 @@ def test_an_answer_comes_in_pieces_and_ends_where_it_should(result):
     (answer,) = predictor.generate(["What does the cow do?"], sampling, on_text=pieces.append)
     assert "".join(pieces).strip() == answer.strip()
     stop = answer[2:4]
-    assert predictor.generate(["What does the cow do?"], Sampling(max_new_tokens=8, stop=(stop,))) == [
-        answer[: answer.index(stop)]
-    ]
+    stopped, pieces = answer[: answer.index(stop)], []
+    sampling = Sampling(max_new_tokens=8, stop=(stop,))
+    assert predictor.generate(["What does the cow do?"], sampling) == [stopped]
+    assert predictor.generate(["What does the cow do?"], sampling, on_text=pieces.append) == [stopped]
+    assert "".join(pieces) == stopped
+
+
+def test_settings_of_the_checkpoint_do_not_change_how_an_answer_is_continued(result):
+    predictor, likely = Predictor.open(result.path), Sampling(max_new_tokens=8)
+    drawn = [Sampling(max_new_tokens=1, temperature=100.0, seed=seed) for seed in range(8)]
+    (before,) = predictor.generate(["What does the cow do?"], likely)
+    own = predictor.backbone.module.generation_config
+    own.repetition_penalty, own.top_k = 9.0, 1
+    assert predictor.generate(["What does the cow do?"], likely) == [before]
+    # Nearly all of 320 tokens are equally likely; transformers draws from the 50 most likely ones by default.
+    assert len({answer for each in drawn for answer in predictor.generate(["What?"] * 32, each)}) > 50
+    assert predictor.backbone.module.generation_config is own
 
 
 def test_what_is_drawn_follows_from_the_seed(result):

@@ -199,6 +199,11 @@ def test_local_files_leave_nothing_in_the_home(tmp_path, monkeypatch, capfd):
             {},
             "images or recordings or, failing that, of texts, found no such column",
         ),
+        (
+            {"sentence": [["a"], ["b"]], "label": [["X"], ["Y"]]},
+            {},
+            "found no such column.*; for the columns 'sentence', 'label', set `task.name` = \"tokens\"",
+        ),
         ({"number": [1, 2]}, {}, "(?s)2 problems.*class labels.*images"),
         (
             {"text": ["a", "b"], "label": [0, 1]},
@@ -374,6 +379,7 @@ def test_files_of_other_kinds_and_empty_folders_are_refused(tmp_path):
         ({"max_length": 0}, "greater than or equal to 1"),
         ({"image_column": "a", "text_column": "b"}, "image_column and text_column are set"),
         ({"label": "x"}, "Extra inputs"),
+        ({"label_columns": ("a", "b", "a")}, "label_columns has 'a' more than once"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

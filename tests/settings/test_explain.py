@@ -42,6 +42,7 @@ class Drawing(Settings):
 
     shape: Annotated[Settings, Chosen(SHAPES)] = Round()
     width: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    weights: Literal["none"] | dict[str, Annotated[float, Field(gt=0)]] = "none"
 
 
 def explained(section: str, value: Any, root: type[Settings] = Drawing) -> list[str]:
@@ -74,6 +75,8 @@ def explained(section: str, value: Any, root: type[Settings] = Drawing) -> list[
             "`shape` is 'square', expected a table; give `shape.name`, such as `shape.name = 'square'`",
         ),
         ("width", 0, "`width` is 0, expected: 'auto' or greater than or equal to 1"),
+        ("weights", {"a": 1.0, "b": 0.0}, "`weights.b` is 0.0, expected: greater than 0"),
+        ("weights", "even", "`weights` is 'even', expected: 'none' or a valid dictionary"),
     ],
 )
 def test_a_problem_says_where_what_was_found_and_what_was_expected(section: str, value: Any, problem: str):
@@ -108,4 +111,4 @@ def test_names_are_those_of_the_registries_or_of_the_one_class():
 
 def test_an_unknown_key_names_the_nearest_or_all():
     assert unknown_key("widht", "", Drawing) == "`widht` is unknown; did you mean `width`?"
-    assert unknown_key("colour", "drawing", Drawing) == "`drawing.colour` is unknown; known: shape, width"
+    assert unknown_key("colour", "drawing", Drawing) == "`drawing.colour` is unknown; known: shape, width, weights"

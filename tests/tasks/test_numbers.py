@@ -45,6 +45,7 @@ def test_values_that_many_rows_share_leave_fewer_ranges():
         (column([1.0, 2.0], [3.0, 2.0]), "target column '1' holds 2.0 in every row, expected several values"),
         (column([1.0, None], [3.0, 2.0]), f"{WHAT} holds no number in 1 rows: rows 0"),
         (column("a", "b"), f"{WHAT} holds 'str', expected numbers{CLASSES}"),
+        (column("0.5", "1.5"), f"{WHAT} holds 'str', expected numbers; store them as numbers"),
         (column("0,5", "1,5"), f"{WHAT} holds 'str', expected numbers; write '0,5' with a decimal point"),
         (
             column([1], ["n/a"], [5]),

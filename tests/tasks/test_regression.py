@@ -154,5 +154,5 @@ def test_targets_that_hardly_differ_have_no_scale():
 
 
 def test_as_many_scales_as_numbers_are_expected():
-    with pytest.raises(ConfigError, match=r"`task.scale` has 2 numbers, but there are 1 targets"):
+    with pytest.raises(ConfigError, match=r"`task.scale` has 2 numbers, but a row has 1"):
         Regression(offset=0.0, scale=(1.0, 2.0)).settled(Sums(), ())

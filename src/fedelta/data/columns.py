@@ -98,12 +98,13 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
     refuse(origin, problems)
     labels = list(named.labels) or task.candidates(kinds_of(dataset))
     if len(labels) != 1 and not named.labels:
-        problems.append(_choice("label_column", task.column, labels, names) + _other_task(task, names))
+        problems.append(_choice("label_column", task.column, labels, names) + _other_task(task, dataset))
     candidates = _input_candidates(dataset, named, {*labels, named.client}, task)
     if len(candidates) != 1:
         modalities = sorted({modality.name for modality in candidates.values()})
         keys = input_keys(task) if len(modalities) != 1 else f"{modalities[0]}_column"
-        problems.append(_choice(keys, _expected(task), list(candidates), names))
+        other = "" if problems or candidates else _other_task(task, dataset)
+        problems.append(_choice(keys, _expected(task), list(candidates), names) + other)
     for name, modality in candidates.items():
         rule = modality.columns
         if rule.is_strict and _kind_of(dataset.features[name]) not in rule.kinds:
@@ -198,13 +199,17 @@ def _choice(key: str, expected: str, candidates: Sequence[str], names: Sequence[
     return f"expected exactly one column of {expected}, found {found}; {advice}"
 
 
-def _other_task(task: Task, names: Sequence[str]) -> str:
-    """The task that the names of the columns speak of, if it is another one."""
+def _other_task(task: Task, dataset: Dataset) -> str:
+    """The task that the names of the columns speak of, or their kinds, if it is another one."""
+    names = dataset.column_names
+    lists = [name for name in names if _kind_of(dataset.features[name]) == "words"]
     chats, words, tags = {"prompt", "response", "messages"}, {"tokens", "words"}, {"tags", "ner_tags", "pos_tags"}
     if {"prompt", "response"} <= set(names) or "messages" in names:
         other, what = "language", listed(sorted(chats & set(names)))
     elif words & set(names) and tags & set(names):
         other, what = "tokens", listed(sorted((words | tags) & set(names)))
+    elif len(lists) > 1:
+        other, what = "tokens", listed(lists)
     else:
         return ""
     return "" if other == task.name else f'; for the columns {what}, set `task.name` = "{other}"'

@@ -9,6 +9,7 @@ This takes two steps: building the model needs the classes, and making inputs ne
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -167,6 +168,8 @@ class DataSource(Settings):
             raise ValueError("test_files is set and folders has 'split', expected only one of them")
         tests = {"test_files": self.test_files, "test_source": self.test_source}
         labels = {"label_column": self.label_column, "label_columns": self.label_columns}
+        if repeated := [name for name, number in Counter(self.label_columns).items() if number > 1]:
+            raise ValueError(f"label_columns has {listed(repeated)} more than once")
         for values in ({f"{name}_column": column for name, column in self._input_columns.items()}, tests, labels):
             keys = [name for name, value in values.items() if value is not None]
             if len(keys) > 1:

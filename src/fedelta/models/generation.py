@@ -70,15 +70,17 @@ class Speaker:
         device = next(self.module.parameters()).device
         inputs = {name: tensor.to(device) for name, tensor in self._padded(prompts).items()}
         num_new = min(sampling.max_new_tokens, self.context - max(map(len, prompts)))
+        configuration = self._configuration(sampling, num_new)
         generate = getattr(self.module, "generate", None)
         if generate is None:
             raise ModelError(f"{type(self.module).__name__} cannot generate texts: it is no model of transformers.")
-        with torch.no_grad(), _seeded(sampling.seed), model_errors(type(self.module).__name__, inputs):
+        trial = model_errors(type(self.module).__name__, inputs)
+        with torch.no_grad(), _seeded(sampling.seed), _without_own_settings(self.module), trial:
             ids = generate(
                 **inputs,
-                generation_config=self._configuration(sampling, num_new),
+                generation_config=configuration,
                 tokenizer=self.tokenizer,
-                streamer=None if on_text is None else _streamer(self.tokenizer, on_text),
+                streamer=None if on_text is None else _streamer(self.tokenizer, on_text, sampling.stop),
             )
         texts = self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [_until(text, sampling.stop) for text in texts]
@@ -102,12 +104,26 @@ class Speaker:
         return GenerationConfig(
             max_new_tokens=num_new,
             do_sample=sampling.temperature > 0,
+            top_k=0,  # transformers would draw from the 50 most likely tokens only
             eos_token_id=ends or None,
             pad_token_id=self.pad,
             stop_strings=list(sampling.stop) or None,
             use_cache=True,
             **drawn,
         )
+
+
+@contextmanager
+def _without_own_settings(module: Any) -> Iterator[None]:  # Any: a model of transformers
+    """A context without the checkpoint's settings, such as a penalty, which `generate` adds to those it is given."""
+    from transformers import GenerationConfig
+
+    own = module.generation_config
+    module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        module.generation_config = own
 
 
 @contextmanager
@@ -128,13 +144,32 @@ def _until(text: str, stop: Sequence[str]) -> str:
     return text[: min(places)] if places else text
 
 
-def _streamer(tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> Any:  # Any: of transformers
+def _num_open(text: str, stop: Sequence[str]) -> int:
+    """How many characters at the end of the text may be the beginning of one of `stop`.
+
+    >>> _num_open("one. En", ["End", "."])
+    2
+    """
+    sizes = (size for word in stop for size in range(1, len(word)) if text.endswith(word[:size]))
+    return max(sizes, default=0)
+
+
+def _streamer(tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None], stop: Sequence[str]) -> Any:
+    """What `generate` calls with each token; Any: of transformers."""
     from transformers import TextStreamer
 
     class Pieces(TextStreamer):
-        """Hands on each piece of a text that no later token changes."""
+        """Hands on each piece of a text that no later token changes or turns into a text to stop at."""
+
+        text, num_sent = "", 0
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            on_text(text)
+            self.text += text
+            kept = _until(self.text, stop)
+            is_open = not stream_end and kept == self.text
+            end = len(kept) - (_num_open(kept, stop) if is_open else 0)
+            if end > self.num_sent:
+                on_text(kept[self.num_sent : end])
+                self.num_sent = end
 
     return Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)

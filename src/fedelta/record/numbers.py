@@ -35,6 +35,8 @@ def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
     ['93.1', '%']
     >>> shown(12.34, Measure("snr_db", "noise", unit="dB")).split(), shown(0.00123456, Measure("mae", "mean error"))
     (['12.3', 'dB'], '0.00123')
+    >>> shown(123456.7, Measure("mae", "mean error")), shown(1.5e31, Measure("mae", "mean error"))
+    ('123,457', '1.50e+31')
     """
     if value is None:
         return UNKNOWN
@@ -62,8 +64,8 @@ def bare(value: float | None, measure: Measure, deviation: float | None = None) 
 
 
 def _significant(value: float) -> str:
-    """At least three significant digits, of errors near zero too."""
-    return three_digits(value) if value == 0 or abs(value) >= 0.01 else f"{value:#.3g}"
+    """At least three significant digits, with an exponent if they are far from the decimal point."""
+    return three_digits(value) if value == 0 or 0.01 <= abs(value) < 1e9 else f"{value:#.3g}"
 
 
 def unit(measure: Measure) -> str:

@@ -56,7 +56,8 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
             explained[path] = f"`{path}` is {_shortened(entry)}, expected: {expectation}{_without_quotes(error)}"
         elif expectation not in explained[path]:
             explained[path] += f" or {expectation}"
-    return list(explained.values())
+    # Of a value that may have several forms, what is wrong with a part of it says more than what other forms would be.
+    return [text for path, text in explained.items() if not any(other.startswith(f"{path}.") for other in explained)]
 
 
 def _without_quotes(error: ErrorDetails) -> str:
@@ -146,8 +147,8 @@ def _locate(
             owner = annotation if is_settings(annotation) else settings_in(annotation, _name_in(value))
             parent = parent if owner is None else owner
             annotation = None if owner is None else annotation_of(owner, str(part))
-            if isinstance(value, dict) and part not in value and chosen_in(annotation) is not None:
-                continue  # the user did not write this part of the path
+            if isinstance(value, dict) and part not in value and (owner is None or chosen_in(annotation) is not None):
+                continue  # the user did not write this part of the path: it names one of several forms
             path += f".{part}"
             value = value.get(part) if isinstance(value, dict) else None
     return path, parent, annotation

@@ -108,8 +108,10 @@ def _problems(column: TargetColumn) -> list[str]:
             f"{what} holds text such as {example} in {len(words)} rows: rows {numbers}; expected a number in each row"
         ]
     if not kinds or not set(kinds) <= {"int", "float"}:
-        commas = [value for value in values if isinstance(value, str) and _is_number(value.replace(",", ".", 1))]
-        advice = f"; write {commas[0]!r} with a decimal point" if commas and len(commas) == len(values) else classes
+        texts = [value for value in values if isinstance(value, str) and _is_number(value.replace(",", ".", 1))]
+        commas = [text for text in texts if "," in text]
+        advice = f"; write {commas[0]!r} with a decimal point" if commas else "; store them as numbers"
+        advice = advice if texts and len(texts) == len(values) else classes
         return [f"{what} holds {listed(kinds) or 'no values'}, expected numbers{advice}"]
     missing = [row for row, each in enumerate(rows) if None in each]
     infinite = [

@@ -133,7 +133,7 @@ class Regression(Settings):
         """With an offset and a scale for each number."""
         width = self.num_outputs(class_names)
         wrong = [
-            f"`task.{name}` has {len(value)} numbers, but there are {width} targets"
+            f"`task.{name}` has {len(value)} numbers, but a row has {width}"
             for name in ("offset", "scale")
             if isinstance(value := getattr(self, name), tuple) and len(value) != width
         ]
