@@ -1,4 +1,4 @@
-"""The layers of the server are the mean of those of the clients: in every round, whoever replies, whatever their ranks."""
+"""The layers of the server are the mean of those of the clients, whoever replies, whatever their ranks."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,9 +38,7 @@ class Overheard:
         place = self.lost.get(plan.round)
         gone = None if place is None else plan.cohort[place]
         self.downloads[plan.round] = payloads
-        self.replies[plan.round] = [
-            reply for reply in self.runtime.run(plan, payloads) if reply.client_id != gone
-        ]
+        self.replies[plan.round] = [reply for reply in self.runtime.run(plan, payloads) if reply.client_id != gone]
         return self.replies[plan.round]
 
     def accept(self, client_ids: Iterable[int]) -> None:
@@ -91,8 +89,7 @@ def test_every_layer_after_every_round_is_the_dense_mean_of_the_clients(
         assert len(replies) == (2 if outcome.round in (2, 4) else 3)
         weights = [1 if isinstance(mean, Uniform) else reply.num_examples for reply in replies]
         clients = [
-            trained(federation, overheard.downloads[outcome.round][reply.client_id], reply.payload)
-            for reply in replies
+            trained(federation, overheard.downloads[outcome.round][reply.client_id], reply.payload) for reply in replies
         ]
         for path in paths_of(standing.params):
             pairs = zip(weights, clients, strict=True)
