@@ -2,9 +2,9 @@
 
     python -m benchmarks.front FIGURE COMPARISON...
 
-Each comparison is a directory that `fedelta compare` has written, with the axes tuning, algorithm and codec. Bytes are of
-both directions and all rounds; ratios are to the first row, which should be full fine-tuning in float32. Cells without a
-finished run are left out. Intervals are 95 % of Student's t over the seeds.
+Each comparison is a directory that `fedelta compare` has written, with the axes tuning, algorithm and codec. Bytes are
+of both directions and all rounds; ratios are to the row with most bytes, which should be full fine-tuning in float32.
+Cells without a finished run are left out. Accuracies are means with sample standard deviations over n seeds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 import matplotlib as mpl
-from scipy.stats import t
 
 Name = tuple[str, str, str]
 
@@ -35,10 +34,9 @@ class Point(NamedTuple):
         return fmean(self.accuracies)
 
     @property
-    def margin(self) -> float | None:
-        """Half of the 95 % interval of the mean; None for one seed."""
-        num = len(self.accuracies)
-        return float(t.ppf(0.975, num - 1)) * stdev(self.accuracies) / num**0.5 if num > 1 else None
+    def deviation(self) -> float | None:
+        """The sample standard deviation; None for one seed."""
+        return stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 def points(folders: list[Path]) -> list[Point]:
@@ -71,10 +69,10 @@ def table(rows: list[Point]) -> str:
     ]
     best = front(rows)
     for point in rows:
-        margin = "" if point.margin is None else f" ± {point.margin:.1f}"
+        spread = "" if point.deviation is None else f" ± {point.deviation:.1f}"
         mark = "front" if point.name in best else ""
         lines.append(
-            f"| {' | '.join(point.name)} | {point.mean:.1f}{margin} | {len(point.accuracies)} | {point.mib:,.2f} | "
+            f"| {' | '.join(point.name)} | {point.mean:.1f}{spread} | {len(point.accuracies)} | {point.mib:,.2f} | "
             f"{rows[0].mib / point.mib:,.0f} | {mark} |"
         )
     return "\n".join(lines)
