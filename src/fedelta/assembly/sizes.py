@@ -60,19 +60,20 @@ class Sizes:
         )
 
     def download_bytes(self, names: Sequence[str], rank: int = ALL_ROWS, *, at_most: bool = False) -> int:
-        """The length of a first download of these tensors.
+        """The length of a download of these tensors in round 1, to a client of `rank`.
 
         Args:
             names: of the tensors.
             rank: of the client.
-            at_most: with the whole change of every frozen layer, where that is carried beside the pairs; else as in
-                round 1, before anything is.
+            at_most: in the round in which it is longest: to a client that holds nothing, and with the whole change of
+                every frozen layer where that is carried beside the pairs.
         """
         form = Form(rank, "dense" if at_most and self.wire.received else 0)
         if self._pairs is not None and form.rows:
             names = self._pairs.with_carried(tuple(names))
         tensors = self._forms.narrowed(self.values(names), form)
-        return len(self._codec.first_download(tensors, self._forms.spec_of(form)))
+        encoded = self._codec.whole_download if at_most else self._codec.first_download
+        return len(encoded(tensors, self._forms.spec_of(form)))
 
     def _turns(self, names: Sequence[str]) -> list[list[str]]:
         """What travels of `names` in the turns of the factors."""
