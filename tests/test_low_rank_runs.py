@@ -16,6 +16,7 @@ from fedelta.experiment import Experiment
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.folding import folded_pairs
 from fedelta.inference.predict import Predictor
+from fedelta.inspection import inspect
 from fedelta.record.checkpoint import load
 from fedelta.tuning.lora import LoraLinear
 
@@ -90,6 +91,46 @@ def test_a_client_of_a_run_with_local_factors_has_a_model_of_its_own(tmp_path: P
     assert factors[0].any()
     assert not factors[1].any()
     assert evaluate_adapter(result.path).measures["accuracy"] == result.summary["final_accuracy"]
+
+
+def transfers(path: Path) -> list[dict[str, int]]:
+    rows = [json.loads(line) for line in (path / "ledger.jsonl").read_text().splitlines()]
+    return [row for row in rows if row.get("client_id") is not None]
+
+
+@pytest.mark.parametrize("name", ["plain", "ffa", "rolora", "fedsa", "hlora", "flora", "fedex"])
+def test_inspect_gives_the_lengths_that_a_run_sends(name: str, tmp_path: Path):
+    experiment = Experiment.from_toml(write_small(tmp_path), [f"aggregation.name={name}", *RANKS])
+    pairs = experiment.assembly.federation.pairs
+    assert pairs is not None
+    sizes = inspect(experiment.config)
+    of_rank = {row.rank: row for row in sizes.ranks}
+    rows = transfers(experiment.run(tmp_path / "run", writes_page=False).path)
+
+    ranks = {row["client_id"]: pairs.ranks[row["client_id"]] for row in rows}
+    assert set(ranks.values()) <= set(of_rank) == {1, 2, 4}
+    assert len(set(ranks.values())) > 1
+    first = [row for row in rows if row["round"] == 1]
+    for row in first:
+        is_up, expected = row["direction"] == "up", of_rank[ranks[row["client_id"]]]
+        assert row["payload_bytes"] == (expected.payload_bytes if is_up else expected.download_bytes)
+    most = max(row["payload_bytes"] for row in rows if row["direction"] == "down")
+    if name in ("flora", "fedex"):
+        assert sizes.largest_download_bytes is not None
+        assert sizes.download_bytes < most <= sizes.largest_download_bytes
+    else:
+        assert sizes.largest_download_bytes is None
+        assert most <= sizes.download_bytes
+
+
+@pytest.mark.parametrize("settings", [["aggregation.name=fedex"], ["aggregation.name=flora"], RANKS])
+def test_a_byte_budget_is_kept_with_what_is_carried_and_with_ranks_that_differ(settings: list[str], tmp_path: Path):
+    # 18 exchanges: of 4 kB in round 1, and of 12 kB when 4 layers of 32 x 32 are carried in float16.
+    budget = ["strategy.name=fedlama-auto", "strategy.phi=3", "strategy.num_rounds=6", "client.local_epochs="]
+    experiment = Experiment.from_toml(write_small(tmp_path), [*settings, *budget, "byte_budget_mib=0.08"])
+    result = experiment.run(tmp_path / "run", writes_page=False)
+    assert result.summary["rounds"] == 6
+    assert sum(row["payload_bytes"] for row in transfers(result.path)) <= 0.08 * 2**20
 
 
 def test_a_run_is_not_resumed_with_other_ranks(tmp_path: Path):

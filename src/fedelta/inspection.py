@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import torch
-
 from fedelta.assembly.model import adopted_tuning, apply_tuning
-from fedelta.codecs.wire import encode
+from fedelta.assembly.sizes import Sizes, ranks_of_method
 from fedelta.config import Config
 from fedelta.data.sources import class_names
 from fedelta.errors import DataError
@@ -18,9 +15,8 @@ from fedelta.imports import collector_paused
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.translate import placed
 from fedelta.models.hub import Backbone, build
-from fedelta.params import Params, ParamSpec, TensorSpec
+from fedelta.params import ParamSpec
 from fedelta.record.runlog import BYTES_PER_FLOAT32
-from fedelta.seeds import stream
 from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
 
@@ -43,6 +39,21 @@ class Tier:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """Sizes for the clients of a rank (`tuning.rank_by_client`).
+
+    Args:
+        rank: of their pairs.
+        payload_bytes: length of one upload with all of its tensors.
+        download_bytes: length of a download before anything is carried beside the pairs.
+    """
+
+    rank: int
+    payload_bytes: int
+    download_bytes: int
+
+
+@dataclass(frozen=True)
 class Inspection:
     """Sizes of the tuned tensors and of their payloads.
 
@@ -51,14 +62,18 @@ class Inspection:
         total_parameters: number of scalars of the model.
         running_statistics: number of scalars of batch norms that travel but are not trained.
         groups: group to the number of its scalars that travel, those that the strategy adds included.
-        payload_bytes: length of one upload with all tensors, header included.
+        payload_bytes: length of one upload with all tensors, header included; with ranks that differ of a client that
+            has the rank of the server, and where factors take turns the longer one.
         download_bytes: length of the first download of a client, or of any if downloads carry whole values.
         change_bytes: length of the download of a client that was in the round before; None if downloads carry whole
             values.
         is_estimate: whether the lengths depend on the values; these are drawn from a normal distribution.
-        tensor_bytes: length of one upload without the header.
+        largest_download_bytes: length of a download once what is carried beside the pairs has its full length
+            (aggregation/carrying.py); None if nothing is carried.
+        tensor_bytes: length of that upload without the header.
         full_model_bytes: length of the whole model in float32, without running statistics.
         tiers: one for each exit; empty for a model without exits.
+        ranks: one for each rank that clients have, ascending; empty if all have that of the server.
     """
 
     tuned_parameters: int
@@ -71,7 +86,9 @@ class Inspection:
     full_model_bytes: int
     change_bytes: int | None = None
     is_estimate: bool = False
+    largest_download_bytes: int | None = None
     tiers: tuple[Tier, ...] = ()
+    ranks: tuple[Ranked, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -96,12 +113,10 @@ def inspect(config: Config) -> Inspection:
         adapter = placed(read_adapter(config.model.adapter, backbone.anatomy), backbone)
         tuning = adopted_tuning(config, adapter, backbone)
     spec = apply_tuning(config, tuning, backbone, Lanes(1))
-    steering = config.strategy.steering
-    wire = spec if steering is None else steering.extend(spec)
+    codec, sizes = config.codec, Sizes(config, tuning, spec)
+    wire, values = sizes.wire, sizes.values(sizes.wire.shared)
     shared = {name: wire.tensors[name] for name in wire.shared}
-    codec = config.codec
-    values = _values(shared, drawn=codec.is_estimate)
-    payload, tensor_bytes = encode(values, wire, codec.up, compress=codec.compresses)
+    upload, tensor_bytes = sizes.upload()
     return Inspection(
         tuned_parameters=spec.num_parameters,
         total_parameters=total_parameters,
@@ -110,22 +125,19 @@ def inspect(config: Config) -> Inspection:
             group: sum(shared[name].numel for name in names if name in shared and name not in spec.statistics)
             for group, names in wire.groups.items()
         },
-        payload_bytes=len(payload),
-        download_bytes=len(codec.first_download(values, wire)),
+        payload_bytes=len(upload),
+        download_bytes=sizes.download_bytes(wire.shared),
         change_bytes=len(codec.change(values, wire)) if codec.sends_changes else None,
         is_estimate=codec.is_estimate,
+        largest_download_bytes=sizes.download_bytes(wire.shared, at_most=True) if wire.received else None,
         tensor_bytes=sum(tensor_bytes.values()),
         full_model_bytes=BYTES_PER_FLOAT32 * total_parameters,
-        tiers=_tiers(config, backbone, spec, wire),
+        tiers=_tiers(config, backbone, spec, sizes),
+        ranks=tuple(
+            Ranked(rank, len(sizes.upload(rank)[0]), sizes.download_bytes(wire.shared, rank))
+            for rank in ranks_of_method(tuning)
+        ),
     )
-
-
-def _values(tensors: Mapping[str, TensorSpec], *, drawn: bool) -> Params:
-    """Values to encode: zeros, or drawn numbers where the length of what is encoded depends on them."""
-    return {
-        name: torch.randn(tensor.shape, generator=stream(0, name)) if drawn else torch.zeros(tensor.shape)
-        for name, tensor in tensors.items()
-    }
 
 
 def _class_names(config: Config) -> tuple[str, ...]:
@@ -146,16 +158,15 @@ def _class_names(config: Config) -> tuple[str, ...]:
         return ()
 
 
-def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec) -> tuple[Tier, ...]:
+def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, sizes: Sizes) -> tuple[Tier, ...]:
     depths = range(1, len(exit_blocks(backbone.module)) + 1)
     tiers = Tiers(
         dict(zip(depths, depths, strict=True)),
         {depth: owned_at(backbone, spec, depth, config.exits.answers(depth)) for depth in depths},
     )
-    sizes = []
+    rows = []
     for depth in depths:
-        owned = {name: wire.tensors[name] for name in wire.shared if tiers.owns(depth, name)}
-        values = _values(owned, drawn=config.codec.is_estimate)
-        scalars = sum(spec.tensors[name].numel for name in values if name in spec and spec.tensors[name].trained)
-        sizes.append(Tier(depth, scalars, len(config.codec.upload(values, wire))))
-    return tuple(sizes)
+        owned = [name for name in sizes.wire.shared if tiers.owns(depth, name)]
+        scalars = sum(spec.tensors[name].numel for name in owned if name in spec and spec.tensors[name].trained)
+        rows.append(Tier(depth, scalars, len(sizes.upload(names=owned)[0])))
+    return tuple(rows)

@@ -42,10 +42,16 @@ def table_of_sizes(title: str, sizes: Inspection) -> Table:
     else:
         table.add_row("per client, down", f"{sizes.download_bytes / MIB:.3f} MiB")
         table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
+    if sizes.largest_download_bytes is not None:
+        length = f"{sizes.largest_download_bytes / MIB:.3f} MiB"
+        table.add_row("per client, down, once all layers have changed as a whole", length)
     table.add_row("full model in float32", f"{sizes.full_model_bytes / MIB:.3f} MiB")
     for tier in sizes.tiers:
         row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
         table.add_row(f"a client of depth {tier.depth}", row)
+    for of_rank in sizes.ranks:
+        row = f"{of_rank.download_bytes / MIB:.3f} MiB down, {of_rank.payload_bytes / MIB:.3f} MiB up"
+        table.add_row(f"a client of rank {of_rank.rank}", row)
     return table
 
 

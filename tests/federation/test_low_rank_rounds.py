@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from fedelta.aggregation.low_rank import Apart, LowRank, as_matrix, paths_of
 from fedelta.aggregation.rolora import RoLora
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
+from fedelta.codecs.quantize import Integers
+from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Standing
 from fedelta.federation.client import Site
 from fedelta.federation.records import RoundOutcome, Transfer
@@ -218,6 +221,13 @@ def test_a_factor_at_rest_does_not_move():
             assert torch.equal(outcome.params[f"{path}.{still}"], before[f"{path}.{still}"])
             assert not torch.equal(outcome.params[f"{path}.{moved}"], before[f"{path}.{moved}"])
         before = outcome.params
+
+
+@pytest.mark.parametrize("name", ["int4", "int8"])
+def test_coarse_downloads_are_refused_where_ranks_differ(name: Literal["int4", "int8"]):
+    coarse = Channel(down=Integers(name=name), up=Cast())
+    with pytest.raises(ConfigError, match=f"`codec.down.name` is '{name}', but the ranks of clients differ"):
+        play(Apart(), ranks={0: 1}, channel=coarse)
 
 
 @pytest.mark.parametrize("method", JOINING, ids=lambda method: method.name)

@@ -41,6 +41,8 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "full fine-tuning": (SMALL, (*FULL, "tuning.target_modules=")),
     "a head on cached features": (SMALL, ("tuning.name=head", "tuning.r=")),
     "int8 with its residual": (SMALL, ("codec.name=int8",)),
+    "integers rounded at random": (SMALL, ("codec.name=int4", "codec.rounding=stochastic")),
+    "places drawn at random": (SMALL, ("codec.up.name=random-k", "codec.up.k=0.1", "codec.down.name=sign")),
     "dropout": (SMALL, ("tuning.name=prompt", "tuning.r=", "tuning.dropout=0.3")),
     "adamw and a schedule": (SMALL, ("client.optimizer.name=adamw", "client.schedule.name=cosine")),
     "crops and flips": (SMALL, ("augmentation.crop_padding=1", "augmentation.flip=true", *STEPS)),

@@ -52,13 +52,23 @@ def test_ranks_from_a_file_by_name(tmp_path: Path):
         ({"ann": 1, "ben": 2, "cleo": 9}, "client 2 ('cleo') has rank 9; expected 1 to 8"),
         ({"ann": 1, "ben": True, "cleo": 1}, "client 1 ('ben') has rank True"),
         ({"ann": 0, "ben": 1, "cleo": 1}, "client 0 ('ann') has rank 0"),
-        ([1, 2, 3], "cannot be read"),
+        ({"ann": 1, "ben": 1, "cleo": 1, "0": 8}, "names a client twice, by name and by number"),
+        ([1, 2, 3], "cannot be read: it is a list"),
+        ([], "cannot be read: it is a list"),
+        ([["ann", 1], ["ben", 1], ["cleo", 1]], "cannot be read: it is a list"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: object, message: str):
     path = tmp_path / "ranks.json"
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=re.escape(message)):
+        RankByClient(file=str(path)).of(NAMED, 8, 0, None)
+
+
+def test_a_client_that_a_file_has_twice_is_refused(tmp_path: Path):
+    path = tmp_path / "ranks.json"
+    path.write_text('{"ann": 1, "ben": 2, "cleo": 3, "ben": 4}')
+    with pytest.raises(ConfigError, match="cannot be read: 'ben' stands there more than once"):
         RankByClient(file=str(path)).of(NAMED, 8, 0, None)
 
 

@@ -42,14 +42,18 @@ def origin_of(
         ranks: of the clients; likewise.
     """
     inputs = {**model.identity, **evaluated(data.test, data.class_names), **trained_on(data, tiers)}
-    if ranks:
-        inputs["ranks of the clients"] = hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()
+    inputs |= ranked(ranks)
     return Origin(settings_of(config.to_table({"tuning": model.tuning})), inputs)
 
 
 def evaluated(test: Examples | None, class_names: Sequence[str]) -> dict[str, str]:
     """Digests of the class names and of the test set, if there is one."""
     return {CLASS_NAMES: digest_of_names(class_names), **({} if test is None else digests_of(test, "test"))}
+
+
+def ranked(ranks: Mapping[int, int]) -> dict[str, str]:
+    """The digest of the ranks of the clients, if they differ."""
+    return {"ranks of the clients": hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()} if ranks else {}
 
 
 def trained_on(data: FederatedData, tiers: Tiers | None) -> dict[str, str]:

@@ -287,7 +287,7 @@ def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guaran
     """What is guaranteed to the clients of a simulation; warns of what is not."""
     warn_of_measures(config, has_own_norms=bool(model.spec.kept))
     check_cohort(config, len(data.partition), len(data.held_out))
-    strategy = strategy_of(config, model.spec, model.params, len(data.partition))
+    strategy = strategy_of(config, model.spec, len(data.partition))
     return guarantee_of(config, strategy, {client_id: len(rows) for client_id, rows in data.partition.items()})
 
 

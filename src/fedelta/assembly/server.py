@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from fedelta.aggregation.low_rank import paths_of
 from fedelta.assembly.model import work_of
+from fedelta.assembly.sizes import Sizes, ranks_of_method
 from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError
@@ -15,12 +16,12 @@ from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.contract import started
 from fedelta.federation.pairs import pairs_of
 from fedelta.federation.tiers import Tiers
-from fedelta.params import Params, ParamSpec, select
+from fedelta.params import Params, ParamSpec
 from fedelta.plugins import provider_of
 from fedelta.privacy.central import Central
 from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.randomness import Randomness
-from fedelta.strategies.base import Strategy
+from fedelta.strategies.base import ALL_ROWS, Strategy
 from fedelta.tasks.base import Evaluation
 from fedelta.tuning.combined import Combined
 from fedelta.tuning.lora import Lora
@@ -57,7 +58,7 @@ def build_server(
     check_cohort(config, len(clients.numbers), num_held_out)
     _check_statistics(config, spec)
     budget = config.byte_budget_mib
-    strategy = strategy_of(config, spec, params, len(clients.numbers))
+    strategy = strategy_of(config, spec, len(clients.numbers))
     started(strategy, params, spec)  # raises if the strategy does not fit the groups
     pairs = pairs_of(config.aggregation, config.tuning, spec, strategy.cohort_rounds)
     federation = Federation(
@@ -147,14 +148,16 @@ def check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
         )
 
 
-def strategy_of(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> Strategy:
+def strategy_of(config: Config, spec: ParamSpec, num_clients: int) -> Strategy:
     """The strategy of the run, adapted to the byte budget if there is one."""
     if config.byte_budget_mib is None:
         return config.strategy
 
+    sizes, rank = Sizes(config, config.tuning, spec), max(ranks_of_method(config.tuning), default=ALL_ROWS)
+
     def exchange_bytes(names: tuple[str, ...]) -> int:
-        tensors = select(params, names)
-        return len(config.codec.whole_download(tensors, spec)) + len(config.codec.upload(tensors, spec))
+        """The most that an exchange of these tensors takes."""
+        return sizes.download_bytes(names, rank, at_most=True) + len(sizes.upload(rank, names)[0])
 
     return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, exchange_bytes)
 

@@ -67,7 +67,7 @@ class Pairs:
             return plan
         upload = _each(plan.upload, lambda names: _without(names, resting))
         due = None if plan.due is None else _without(plan.due, resting)
-        return replace(plan, upload=upload, due=due, download=_each(plan.download, self._with_carried))
+        return replace(plan, upload=upload, due=due, download=_each(plan.download, self.with_carried))
 
     def staying(self, names: Collection[str], upload: Collection[str], round: int) -> tuple[str, ...]:
         """Those of a client's tensors that it must keep after `round`, because it does not send them.
@@ -112,7 +112,8 @@ class Pairs:
                 padded[name].narrow(axis, 0, tensor.shape[axis]).copy_(tensor)
         return padded
 
-    def _with_carried(self, names: tuple[str, ...]) -> tuple[str, ...]:
+    def with_carried(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """`names` with what is carried beside their pairs, in the order of the specification."""
         if not self.spec.received:
             return names
         paths = {name.rpartition(".")[0] for name in names}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -44,6 +44,17 @@ class RankByClient(Settings):
         if (self.ranks is None) == (self.file is None):
             raise ValueError("give `ranks` or `file`, one of the two")
         return self
+
+    @property
+    def possible(self) -> frozenset[int]:
+        """The ranks that clients can have.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        if self.ranks is not None:
+            return frozenset(self.ranks)
+        return frozenset(rank for rank in self._read().values() if type(rank) is int and rank >= 1)
 
     def of(self, clients: Clients, most: int, seed: int, depths: Mapping[int, int] | None) -> dict[int, int]:
         """The rank of every client, by client id; empty if it is `most` for all.
@@ -88,17 +99,15 @@ class RankByClient(Settings):
         return {number: by_depth[(depths or {})[number]] for number in clients.numbers}
 
     def _in_file(self, clients: Clients, most: int) -> dict[int, int]:
-        path, example = self.file or "", [str(clients.names.get(number, number)) for number in clients.numbers[:2]]
+        example = [str(clients.names.get(number, number)) for number in clients.numbers[:2]]
         expected = f"a JSON object that maps clients to ranks, such as {json.dumps(dict.fromkeys(example, most))}"
-        where = f"`tuning.rank_by_client.file` {path!r}"
-        try:
-            content = dict(json.loads(Path(path).expanduser().read_text(encoding="utf-8")).items())
-        except (OSError, ValueError, AttributeError) as error:
-            raise ConfigError([f"{where} cannot be read: {error}"], hint=f"expected {expected}.") from error
+        where, content = f"`tuning.rank_by_client.file` {self.file or ''!r}", self._read()
         ranks = {clients.find_text(key): rank for key, rank in content.items()}
         problems = []
         if unknown := [key for key in content if clients.find_text(key) is None]:
             problems.append(f"{where} names {listed(unknown)}, but there are {clients.described}")
+        if len(ranks) < len(content) - len(unknown) + bool(unknown):
+            problems.append(f"{where} names a client twice, by name and by number")
         wrong = [
             f"{clients.called(number)} has rank {ranks.get(number)!r}"
             for number in clients.numbers
@@ -110,3 +119,26 @@ class RankByClient(Settings):
         if problems:
             raise ConfigError(problems, hint=f"write {expected}.")
         return {number: ranks[number] for number in clients.numbers}
+
+    def _read(self) -> dict[str, Any]:  # Any: JSON
+        """The content of the file, whose values are not checked."""
+        path = self.file or ""
+        try:
+            content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+            if not isinstance(content, dict):
+                raise ValueError(f"it is a {type(content).__name__}")
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                [f"`tuning.rank_by_client.file` {path!r} cannot be read: {error}"],
+                hint='expected a JSON object that maps clients to ranks, such as {"hamburg": 4, "kiel": 8}.',
+            ) from error
+        return content
+
+
+def _without_twins(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object with these entries; a client that is there twice is refused."""
+    content = dict(entries)
+    if len(content) != len(entries):
+        twins = sorted({key for key, _ in entries if sum(key == other for other, _ in entries) > 1})
+        raise ValueError(f"{listed(twins)} stands there more than once")
+    return content

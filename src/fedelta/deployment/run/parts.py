@@ -10,7 +10,7 @@ from functools import cached_property, partial
 
 from fedelta.assembly.answering import has_answers
 from fedelta.assembly.model import TunedModel, adopted_tuning, tiers_of
-from fedelta.assembly.origin import evaluated
+from fedelta.assembly.origin import evaluated, ranked
 from fedelta.assembly.parts import Peaks
 from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, protecting, strategy_of
@@ -85,8 +85,12 @@ class ServerParts:
 
     @cached_property
     def origin(self) -> Origin:
-        """The settings, the base model and the test set; the roster is in `partition.json`, which may not change."""
+        """The settings, the base model, the test set and the ranks of clients.
+
+        The roster is in `partition.json`, which may not change.
+        """
         known = evaluated(None if self.bench is None else self.bench.test, self.class_names)
+        known |= {} if self.federation.pairs is None else ranked(self.federation.pairs.ranks)
         settings = settings_of(self.config.to_table({"tuning": self.model.tuning}))
         return Origin(settings, {**self.model.identity, **known})
 
@@ -175,7 +179,7 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     model, test = server_model(config, class_names, basis.raw, roster.clients)
     tiers, steering = tiers_of(config, model, roster.clients), config.strategy.steering
     wire = model.spec if steering is None else steering.extend(model.spec)
-    strategy = strategy_of(config, model.spec, model.params, len(roster.clients.numbers))
+    strategy = strategy_of(config, model.spec, len(roster.clients.numbers))
     guarantee = guarantee_of(config, strategy, roster.num_examples)
     _warn(basis, config, guarantee, model)
     terms = Terms(
