@@ -321,7 +321,7 @@ def _check_deadline(config: Config, federation: Federation, params: Params) -> N
     if federation.tiers is not None:
         downloads = federation.tiers.held(downloads)
     num_bytes = {
-        names: len(config.codec.first_download(select({**state, **params}, names), federation.wire))
+        names: len(config.codec.whole_download(select({**state, **params}, names), federation.wire))
         for names in set(downloads.values())
     }
     times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in downloads.items())
