@@ -44,8 +44,11 @@ def _environment(package: str) -> Environment:
 
 
 def _visible(value: object) -> object:
-    """`value` without control characters and marks that change the direction of writing; HTML is unchanged."""
-    return paragraphs(value) if type(value) is str else value
+    """`value` without control characters and marks that change the direction of writing; HTML is unchanged.
+
+    Units follow an ordinary no-break space: few fonts have the narrow one, and to find one delays the first paint.
+    """
+    return paragraphs(value).replace("\N{NARROW NO-BREAK SPACE}", "\N{NO-BREAK SPACE}") if type(value) is str else value
 
 
 def _version() -> str:
