@@ -15,6 +15,7 @@ from fedelta.cli.base import err_console
 from fedelta.cli.deployment import attach, deploy, server_commands
 from fedelta.cli.looking import check, inspect, list_names
 from fedelta.cli.models import evaluate, export, personalize, predict
+from fedelta.cli.new import new
 from fedelta.cli.privacy import privacy
 from fedelta.cli.runs import compare, report, resume, run
 from fedelta.cli.site import site_commands
@@ -42,7 +43,7 @@ def options(
         raise typer.Exit
 
 
-for command in (run, resume, report, compare, inspect, evaluate, personalize, predict, export, check, privacy):
+for command in (new, run, resume, report, compare, inspect, evaluate, personalize, predict, export, check, privacy):
     app.command()(command)
 app.command("list")(list_names)
 app.command()(deploy)
