@@ -13,8 +13,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # MkDocs loads this file by its path, and knows nothing of the package around it
 
 from manual.links import TAKEN, inside  # noqa: E402
-from manual.llms import in_order, index  # noqa: E402
+from manual.llms import index  # noqa: E402
+from manual.navigation import completed, in_order  # noqa: E402
 from manual.pages import GENERATED  # noqa: E402
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds pages that the navigation does not name to their section."""
+    docs = Path(config.docs_dir)
+    config.nav = completed(config.nav, [page.relative_to(docs).as_posix() for page in docs.rglob("*.md")])
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

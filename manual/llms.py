@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 
 def index(about: str, pages: Iterable[tuple[str, str, str]]) -> str:
@@ -28,12 +28,3 @@ def first_sentence(markdown: str) -> str:
     paragraph = next((block for block in blocks if re.match(r"[\w`*\[]", block)), "")
     plain = re.sub(r"\[([^\[\]]+)\]\([^()]+\)", r"\1", paragraph).replace("`", "").replace("**", "")
     return re.split(r"(?<=[.:])\s(?=[A-Z])", plain, maxsplit=1)[0]
-
-
-def in_order(nav: object) -> Iterator[str]:
-    """The paths of the pages in the navigation of mkdocs.yml."""
-    if isinstance(nav, str):
-        yield nav
-    else:
-        for entry in nav.values() if isinstance(nav, dict) else list(nav):  # type: ignore[call-overload]
-            yield from in_order(entry)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from manual.links import inside
-from manual.llms import in_order
+from manual.navigation import in_order
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.config.defaults import MkDocsConfig

@@ -116,6 +116,7 @@ class Words:
     @cached_property
     def _gap(self) -> str:
         """A space if the tokenizer needs it to split words as in a text, as byte-level ones do; otherwise empty."""
+        # findings/transformers_words_of_a_list_grow_together.sh
         tokenizer = self.texts.tokenizer
         in_a_text = tokenizer("a a", add_special_tokens=False)["input_ids"]
         bare, spaced = (

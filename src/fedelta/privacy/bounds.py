@@ -35,7 +35,7 @@ _ERROR = 1e-3  # of epsilon, allowed for the grid; it errs on the safe side
 _LOST = 1e-15
 # The Fourier transforms of such a composition have rounding errors in the probability of large losses: 6e-18 for each
 # time at most in comparisons with exact values, and 4e-15 for the composition of two different releases. With a delta
-# of 1e-10 or less they can make epsilon too small.
+# of 1e-10 or less they can make epsilon too small: findings/dp_accounting_pld_falls_below_the_exact_epsilon.sh.
 _ROUNDING, _ROUNDING_OF_TWO = 1e-17, 1e-14
 
 

@@ -110,7 +110,8 @@ class Secret:
     def generator(self, *path: str | int) -> Generator:
         """See `Randomness.generator`.
 
-        All words of its state are secret. A seed would not do: torch takes 32 bits of it, which can be tried out.
+        All words of its state are secret. A seed would not do: torch takes 32 bits of it, which can be tried out
+        (findings/torch_a_seed_has_32_bits.sh).
         """
         generator = Generator()
         state = generator.manual_seed(0).get_state()

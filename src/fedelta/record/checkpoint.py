@@ -119,7 +119,8 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "mirror": mirror,
     }
     described = json.dumps(facts)
-    # One entry, because safetensors writes several in random order, and equal checkpoints must be equal files.
+    # One entry, because safetensors writes several in random order, and equal checkpoints must be equal files:
+    # findings/safetensors_order.sh.
     return bytes(safetensors.save(tensors, {"fedelta": f"{_digest(described, tensors)} {described}"}))
 
 
