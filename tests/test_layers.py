@@ -31,7 +31,7 @@ LAYERS = (  # low to high
     ("runtimes", "record"),
     ("inference", "config", "tracking", "report"),
     ("assembly",),
-    ("choices", "evaluation", "experiment", "federating", "forecast", "hf", "inspection", "personalization", "running"),
+    ("choices", "evaluation", "experiment", "federating", "forecast", "hf", "hf_arguments", "inspection", "personalization", "running"),
     ("comparison", "deployment", "runtimes.flower"),
     ("testing", "auditing"),
     ("cli", "checking", "tables", "terminal", "__main__"),
