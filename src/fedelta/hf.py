@@ -48,24 +48,16 @@ _LABELS = ("label", "labels", "label_ids")  # those of a Trainer
 
 
 def federate_trainer(
-    model: PreTrainedModel,
-    train_datasets: Mapping[str | int, object],
-    eval_dataset: object,
-    *,
-    args: TrainingArguments | None = None,
-    processing_class: Processor | None = None,
-    data_collator: Collate | None = None,
-    compute_metrics: ComputeMetrics | None = None,
-    callbacks: Sequence[object] = (),
-    num_rounds: int | None = None,
+    model: PreTrainedModel, train_datasets: Mapping[str | int, object], eval_dataset: object, *,
+    args: TrainingArguments | None = None, processing_class: Processor | None = None,
+    data_collator: Collate | None = None, compute_metrics: ComputeMetrics | None = None,
+    callbacks: Sequence[object] = (), num_rounds: int | None = None,
     tuning: TuningMethod | str = Lora(),  # noqa: B008 a frozen value
     strategy: Strategy = FedAvg(),  # noqa: B008 a frozen value
-    codec: Channel | Codec | str | None = None,
-    task: Task | str | None = None,
+    codec: Channel | Codec | str | None = None, task: Task | str | None = None,
     config: Config = Config(),  # noqa: B008 a frozen value
-    resume: bool = False,
-    on_round: OnRound | None = None,
-) -> Result:
+    resume: bool = False, on_round: OnRound | None = None,
+) -> Result:  # fmt: skip
     """Tunes `model` on the data sets of clients; returns the finished run, of which `module()` is the tuned model.
 
     Args:
@@ -90,12 +82,7 @@ def federate_trainer(
     Raises:
         InputError: something given cannot be used; see `fedelta.federate`.
     """
-    if callbacks:
-        names = listed([type(callback).__name__ for callback in callbacks])
-        raise InputError(
-            f"`callbacks` has {names}, and callbacks of a Trainer are not called.",
-            hint="use `on_round=`, which is called after each round with its outcome and the ledger.",
-        )
+    _refuse_callbacks(callbacks)
     strategy = strategy if num_rounds is None else changed(strategy, {"num_rounds": num_rounds})
     given = None if args is None else read_arguments(args, strategy.num_rounds)
     if given is not None:
@@ -111,6 +98,15 @@ def federate_trainer(
         metrics=None if compute_metrics is None else _metrics(compute_metrics, task),
         out=None if args is None or not args.output_dir else Path(args.output_dir), resume=resume, on_round=on_round,
     )  # fmt: skip
+
+
+def _refuse_callbacks(callbacks: Sequence[object]) -> None:
+    if callbacks:
+        names = listed([type(callback).__name__ for callback in callbacks])
+        raise InputError(
+            f"`callbacks` has {names}, and callbacks of a Trainer are not called.",
+            hint="use `on_round=`, which is called after each round with its outcome and the ledger.",
+        )
 
 
 def _task_of(model: PreTrainedModel) -> str | None:

@@ -21,7 +21,7 @@ logger = logging.getLogger("fedelta")
 _MAPPED = frozenset({
     "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type",
     "warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps",
-    "bf16", "gradient_checkpointing", "seed", "use_cpu", "remove_unused_columns",
+    "bf16", "gradient_checkpointing", "activation_checkpointing", "seed", "use_cpu", "remove_unused_columns",
 })  # fmt: skip
 # Beginnings of arguments that say where, how often or how fast something is done, and not what is computed.
 _WITHOUT_EFFECT = (
@@ -87,7 +87,7 @@ def read_arguments(args: Any, num_rounds: int) -> Arguments:
     chosen: list[tuple[bool, str, object]] = [
         (args.bf16, "compute_dtype", "bfloat16"),
         (args.use_cpu, "device", "cpu"),
-        (args.gradient_checkpointing, "gradient_checkpointing", True),
+        (args.gradient_checkpointing or args.activation_checkpointing, "gradient_checkpointing", True),
     ]
     runtime = {name: value for is_set, name, value in chosen if is_set}
     return Arguments(_client(args, num_rounds), runtime, args.seed, bool(args.remove_unused_columns))
