@@ -23,6 +23,7 @@ from fedelta.inference.merged import write_merged
 from fedelta.inference.predict import Predictor
 from fedelta.models.generation import Sampling
 from fedelta.report.writing import write_report
+from fedelta.runtimes.stability import Unstable
 
 
 def files(folder: Path, family: str = "llama", **fields: object) -> tuple[Path, Path]:
@@ -87,6 +88,18 @@ def test_a_clients_work_is_its_tokens(folder: Path):
     for client, rows in site.partition.items():
         tokens = sum(int(inputs.fetch(row.view(1))["attention_mask"].sum()) for row in rows)
         assert site.work_of(client) == pytest.approx(2 * tokens)
+
+
+def test_simulated_time_counts_tokens(folder: Path):
+    settings = ("stability.examples_per_second=10.0", "stability.speed_spread=0.0")
+    runtime = experiment(folder, "llama", "", *settings).assembly.federation.runtime
+    assert isinstance(runtime, Unstable)
+    site = experiment(folder).assembly.site
+    tokens = site.engine.inputs.num_tokens.double()
+    # 2 steps of 4 rows, at 10 rows of mean length a second.
+    expected = {farm: 0.8 * float(tokens[rows].mean() / tokens.mean()) for farm, rows in site.partition.items()}
+    assert len(set(expected.values())) > 1
+    assert {farm: runtime.seconds(farm, 0) for farm in expected} == pytest.approx(expected)
 
 
 def test_many_lanes_give_what_one_lane_gives(folder: Path):

@@ -61,7 +61,7 @@ def check_configuration(config: Path, overrides: Sequence[str], console: Console
         yield f"{note[0].upper()}{note[1:]}."
     yield f"That took {stages}."
     if "compare" in read_table(config):
-        # Only comparisons need matplotlib and pandas, whose imports take as long as all of the above.
+        # Only comparisons need pandas, whose import takes as long as all of the above.
         from fedelta.comparison.cells import make_plan
         from fedelta.comparison.display import announcement
         from fedelta.comparison.request import read_request

@@ -107,7 +107,9 @@ def test_cells_that_are_judged_by_different_measures_are_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["state", "accuracy", "accuracy_mean", "run", "round", "client.lr"])
+@pytest.mark.parametrize(
+    "name", ["state", "accuracy", "accuracy_mean", "macro_f1", "auroc_mean", "accuracy_percent", "run", "client.lr"]
+)
 def test_an_axis_with_the_name_of_another_column_of_the_tables_is_refused(tmp_path, name):
     choices = {"few": {"strategy.clients_per_round": 2}, "all": {"strategy.clients_per_round": 6}}
     with pytest.raises(ConfigError, match="1 problem") as error:

@@ -123,8 +123,12 @@ def test_a_curve_is_the_mean_over_the_rounds_that_all_seeds_evaluated():
         ["method", "seed"],
         "accuracy",
     )
-    assert mean_curve(curves, {"method": "a"}, 2) == [(1, pytest.approx(0.2)), (3, pytest.approx(0.6))]
-    assert mean_curve(curves, {"method": "b"}, 1) == [(2, 0.9)]
+    deviation = 0.2 / 2**0.5  # of two values 0.2 apart
+    assert mean_curve(curves, {"method": "a"}, 2) == [
+        (1, pytest.approx(0.2), pytest.approx(deviation)),
+        (3, pytest.approx(0.6), pytest.approx(deviation)),
+    ]
+    assert mean_curve(curves, {"method": "b"}, 1) == [(2, 0.9, None)]
     # A third cell has finished without any evaluation.
     assert mean_curve(curves, {"method": "a"}, 3) == []
     assert mean_curve(curves[:0], {"method": "a"}, 0) == []

@@ -12,9 +12,9 @@ SIX = [f"m{number}" for number in range(6)]
 PAGES = {
     "few groups": (METHODS, (), 2),
     "two tasks": ({"tuning.name": SIX, "setting": ["a", "b"], "seed": ["1", "2"]}, ("setting",), 4),
-    # 12 in each of two tasks: numbered, wide, no curves.
+    # 18 in each of two tasks: wide, no curves.
     "many groups": (
-        {"tuning.name": SIX, "tuning.r": ["2", "4"], "setting": ["a", "b"], "seed": ["1", "2"]},
+        {"tuning.name": SIX, "tuning.r": ["2", "4", "8"], "setting": ["a", "b"], "seed": ["1", "2"]},
         ("setting",),
         2,
     ),

@@ -8,7 +8,9 @@ import torch
 from tests.small_language import dialogues, write_table
 
 from fedelta.data.sources import DataSource, read
+from fedelta.data.stored import StoredColumn
 from fedelta.errors import DataError
+from fedelta.modalities.turns import messages_of, problem_of
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.language import Language
 
@@ -41,6 +43,29 @@ def test_columns_can_be_named(tmp_path: Path):
     rows = [{"q": "a", "a": "b", "text": "c"} for _ in range(4)]
     raw = read_rows(tmp_path, rows, prompt_column="q", response_column="a")
     assert first(raw) == {"prompt": "a", "response": "b"}
+
+
+@pytest.mark.parametrize(("prompt", "subject"), [("instruction", "input"), ("question", "context")])
+def test_what_a_prompt_is_about_follows_it(tmp_path: Path, prompt: str, subject: str):
+    rows = [{prompt: "Add.", subject: text, "output": "3"} for text in ("1 and 2", "", " ", None)]
+    raw = read_rows(tmp_path, [*rows, *rows])
+    dataset = raw.train.dataset.with_format("arrow")[:]
+    prompts = {row["prompt"] for row in dataset.column("dialogue").to_pylist()}
+    assert prompts == {"Add.\n\n1 and 2", "Add."}
+    named = read_rows(tmp_path, [*rows, *rows], prompt_column=prompt)
+    assert {first(named)["prompt"]} == {"Add."}
+
+
+def test_contents_of_several_types_are_read_as_they_are_written(tmp_path: Path):
+    parts = [{"type": "text", "text": "Hello."}]
+    chats = [{"messages": [CHAT[0], {**CHAT[1], "content": parts}]}] * 4
+    calls = [{"messages": [CHAT[0], {**CHAT[1], "tool": {"name": row}}, CHAT[1]]} for row in (1, "a", None, [])]
+    for rows in (chats, calls):
+        raw = read_rows(tmp_path, rows)
+        column = StoredColumn.of(raw.train.dataset, raw.columns.input, origin="training set")
+        assert [problem_of(value) for chunk in column.chunks() for value in chunk] == [None] * len(column)
+        (value,) = column.take(torch.tensor([0]))
+        assert messages_of(value)[:2] == CHAT
 
 
 def test_messages_and_texts_are_read(tmp_path: Path):

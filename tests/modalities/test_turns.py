@@ -25,7 +25,8 @@ CHAT = [
         ({"prompt": "a", "response": 3}, "has a response of type int, expected a text"),
         ([{"role": "user", "content": "a"}], "has no turn of the assistant"),
         ([], "has no turn of the assistant"),
-        ([{"role": "assistant", "content": " "}], "has an empty response"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "has an empty response"),
+        ([{"role": "assistant", "content": "a"}], "has no turn of the assistant but one that nothing comes before"),
         ([{"content": "a"}], "has a message 1 with 'content', expected `role` and `content`"),
         ([{"role": "bot", "content": "a"}], "has a message 1 of role 'bot', expected one of system, developer, user"),
         ([{"role": "user", "content": 1}], "has a message 1 (user) whose `content` is no text"),
@@ -58,6 +59,11 @@ def test_a_tokenizer_without_an_end_of_text_leaves_it_out():
 def test_every_turn_of_the_assistant_is_found():
     (written,) = Template.of(small_tokenizer(), "plain").written([CHAT])
     assert [written.text[slice(*answer)] for answer in written.answers] == ["Hello.</s>", "Me.</s>"]
+
+
+def test_a_greeting_is_not_trained_on():
+    text = Template.of(small_tokenizer(), "auto").written([[{"role": "assistant", "content": "Welcome!"}, *CHAT[1:3]]])
+    assert [text[0].text[a:b] for a, b in text[0].answers] == ["Hello.</s>"]
 
 
 def test_a_plain_text_is_an_answer_as_a_whole():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.small_language import small_network
 from torch import nn
+from transformers import BertConfig, BertLMHeadModel
 
 from fedelta.errors import ModelError
 from fedelta.models.vocabulary import vocabulary_of
@@ -40,3 +41,16 @@ def test_the_output_embedding_is_back_after_an_error():
 def test_a_model_without_an_output_embedding_is_refused():
     with pytest.raises(ModelError, match="Linear has no output embedding, so it gives no words"):
         vocabulary_of(nn.Linear(2, 2))
+
+
+def bert(**fields: bool) -> BertLMHeadModel:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BertLMHeadModel(BertConfig(vocab_size=320, **sizes, **fields)).eval()
+
+
+def test_a_model_that_sees_the_words_it_is_to_predict_is_refused():
+    assert vocabulary_of(bert(is_decoder=True)).gives_logits
+    with pytest.raises(ModelError, match="BertLMHeadModel reads the words that it is to predict"):
+        vocabulary_of(bert())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedelta.record.history import read_histories
+from fedelta.report.drawing import Chart
 from fedelta.report.elements import Table
 from fedelta.report.rendering import render
 from fedelta.report.writing import Section, page
@@ -73,7 +75,8 @@ def page_of(*paths: Path) -> Page:
 def text_of(*paths: Path) -> str:
     """The text of that page without that of its figures, which are made and not drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedelta.report.elements.to_svg", lambda figure, prefix, says: "<svg></svg>")
+        patch.setattr("fedelta.report.elements.to_svg", lambda chart, prefix, says: "<svg></svg>")
+        patch.setattr("fedelta.report.elements.to_live", lambda chart: {})
         return page_of(*paths).plain
 
 
@@ -87,11 +90,33 @@ def cells(table: Table) -> list[list[str]]:
     return [[plain(text) for text in row] for row in (table.header, *table.rows)]
 
 
+def rows(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The data of a chart, or of a layer or view of one."""
+    values: list[dict[str, Any]] = spec["data"]["values"]
+    return values
+
+
+def lines(chart: Chart | dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """The curves of a chart by name."""
+    spec = chart.spec if isinstance(chart, Chart) else chart
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in rows(spec):
+        curves.setdefault(row["name"], []).append((row["x"], row["y"]))
+    return curves
+
+
+def opacities(chart: Chart) -> list[float]:
+    """The opacities of the curves of a chart."""
+    layer = next(layer for layer in chart.spec["layer"] if layer["mark"] == "line")
+    values: list[float] = layer["encoding"]["opacity"]["scale"]["range"]
+    return values
+
+
 def svgs(content: str) -> list[str]:
     """The drawings on a page."""
     return re.findall(r"<svg role.*?</svg>", content, flags=re.DOTALL)
 
 
 def fixed_colours(svg: str) -> set[str]:
-    """The colours of a drawing that do not follow the page from light to dark; black is what SVG sets by itself."""
-    return set(re.findall(r"(?:fill|stroke): (#\w+)", svg)) - {"#000000"}
+    """The colours of a drawing that do not follow the page from light to dark."""
+    return set(re.findall(r'(?:fill|stroke)="(?!var|none|transparent)([^"]*)"', svg))

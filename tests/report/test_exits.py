@@ -3,13 +3,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tests.report.pages import cells, fixed_colours, page_of, plain, shown, svgs, text_of
+from tests.report.pages import cells, fixed_colours, lines, opacities, page_of, plain, rows, shown, svgs, text_of
 from tests.report.synthetic import SMALL, history_of, make_run, rewrite
 
 from fedelta.cli.base import conclude
@@ -21,6 +22,7 @@ from fedelta.record.history import read_histories
 from fedelta.record.ledger import Ledger, opening_row
 from fedelta.record.numbers import UNKNOWN
 from fedelta.record.rundir import CONFIG, EXITS, PARTITION, RunDirectory
+from fedelta.report.drawing import Chart
 from fedelta.report.exit_plots import MAX_LABELS, exits_by_round, measure_by_cost, spread
 from fedelta.report.exit_section import section
 from fedelta.report.exits import Exits, read_exits
@@ -78,6 +80,23 @@ def table_of(*paths: Path) -> list[list[str]]:
     return cells(exits.table)
 
 
+def panels_of(runs: Mapping[int, Exits], measured: str = "") -> list[dict[str, Any]]:
+    spec = measure_by_cost(runs, {index: f"run {index}" for index in runs}, measured).spec
+    panels: list[dict[str, Any]] = spec.get("hconcat", [spec])
+    return panels
+
+
+def axis(panel: dict[str, Any], channel: str) -> dict[str, Any]:
+    encoding: dict[str, Any] = panel["layer"][-1]["encoding"][channel]
+    return encoding
+
+
+def names_in(chart: Chart) -> list[tuple[str, float]]:
+    """The names beside the ends of curves, with the heights of those ends."""
+    _, names, *_ = chart.spec["layer"]
+    return [(row["name"], row["end"]) for row in rows(names)]
+
+
 @pytest.mark.parametrize(
     ("accuracies", "costs", "expected"),
     [
@@ -123,14 +142,19 @@ def test_the_headline_has_the_mean_over_exits_and_the_area(tmp_path):
 
 def test_the_figure_has_a_panel_for_exits_milliseconds_and_flops(tmp_path):
     exits = exits_of(by_hand(tmp_path / "run", costs=COSTS))
-    panels = measure_by_cost({0: exits}, "Test accuracy (%)").axes
-    assert [axes.get_xlabel() for axes in panels] == ["Exit", "Milliseconds for one example", "MFLOPs for one example"]
-    assert [list(axes.lines[0].get_xdata()) for axes in panels] == [[1, 2, 3], [1, 2, 3], [10, 20, 60]]
-    for axes in panels:
-        assert list(axes.lines[0].get_ydata()) == pytest.approx([40, 60, 90])
-        assert axes.get_ylim() == panels[0].get_ylim() == (0, 101)
-    assert [axes.get_ylabel() for axes in panels] == ["Test accuracy (%)", "", ""]
-    assert [text.get_text() for text in panels[2].texts] == ["1", "2", "3"]
+    panels = panels_of({0: exits}, "test accuracy")
+    assert [axis(panel, "x")["title"] for panel in panels] == [
+        "Exit",
+        "Milliseconds for one example",
+        "MFLOPs for one example",
+    ]
+    heights = [pytest.approx(value) for value in (40, 60, 90)]
+    assert [lines(panel)["run 0"] for panel in panels] == [
+        list(zip(costs, heights, strict=True)) for costs in ([1, 2, 3], [1, 2, 3], [10, 20, 60])
+    ]
+    for panel in panels:
+        assert axis(panel, "y")["title"] == "Test accuracy (%)"
+        assert axis(panel, "y")["scale"]["domain"] == [0, 101]
 
 
 def test_costs_of_different_magnitude_have_a_logarithmic_axis(tmp_path):
@@ -138,14 +162,13 @@ def test_costs_of_different_magnitude_have_a_logarithmic_axis(tmp_path):
         exits_of(by_hand(tmp_path / name, costs={"flops": flops}))
         for name, flops in (("small", [1e6, 2e6, 3e6]), ("large", [1e9, 2e9, 3e9]))
     )
-    assert measure_by_cost({0: small, 1: large}, "").axes[1].get_xscale() == "log"
-    assert measure_by_cost({0: small}, "").axes[1].get_xscale() == "linear"
-    assert measure_by_cost({0: small}, "").axes[1].get_xlim()[0] == 0
+    assert axis(panels_of({0: small, 1: large})[1], "x")["scale"]["type"] == "log"
+    assert axis(panels_of({0: small})[1], "x")["scale"] == {"zero": True}
 
 
 def test_without_costs_there_is_one_panel_and_no_area(tmp_path):
     path = by_hand(tmp_path / "run")
-    assert len(measure_by_cost({0: exits_of(path)}, "").axes) == 1
+    assert len(panels_of({0: exits_of(path)})) == 1
     assert table_of(path) == [
         ["", "Exit 1", "Exit 2", "Exit 3", "Mean over exits"],
         ["Accuracy", "40.0 %", "60.0 %", "90.0 %", "63.3 %"],
@@ -158,14 +181,14 @@ def test_without_costs_there_is_one_panel_and_no_area(tmp_path):
 
 def test_a_cost_that_was_not_measured_has_no_panel(tmp_path):
     path = by_hand(tmp_path / "run", costs={"flops": [10e6, 20e6, 60e6], "milliseconds": None})
-    assert len(measure_by_cost({0: exits_of(path)}, "").axes) == 2
+    assert len(panels_of({0: exits_of(path)})) == 2
     assert table_of(path)[1][-3:] == ["63.3 %", "70.0 %", UNKNOWN]
     assert "Milliseconds measured" not in section_text(path)
 
 
 def test_times_that_do_not_grow_are_shown_and_have_no_area(tmp_path):
     path = by_hand(tmp_path / "run", costs={**COSTS, "milliseconds": [1.0, 2.0, 1.5]})
-    assert len(measure_by_cost({0: exits_of(path)}, "").axes) == 3
+    assert len(panels_of({0: exits_of(path)})) == 3
     assert table_of(path)[1][-2:] == ["70.0 %", UNKNOWN]
 
 
@@ -179,18 +202,19 @@ def test_the_caption_says_what_was_measured_where(tmp_path):
 
 
 def test_lines_over_rounds_are_named_and_grow_stronger_with_depth(tmp_path):
-    axes = exits_by_round(exits_of(by_hand(tmp_path / "run")), "Test accuracy (%)").axes[0]
-    lines = axes.lines[::2]
-    assert [list(line.get_xdata()) for line in lines] == [[1, 2, 3]] * 3
-    assert [list(line.get_ydata()) for line in lines] == [
-        pytest.approx([20, 30, 40]), pytest.approx([30, 50, 60]), pytest.approx([40, 70, 90]),
-    ]  # fmt: skip
-    opacities = [line.get_color()[3] for line in lines]
-    assert opacities == sorted(set(opacities))
-    assert opacities[-1] == 1
-    assert [(text.get_text(), text.xy) for text in axes.texts] == [
-        ("exit 1", (3, pytest.approx(40))), ("exit 2", (3, pytest.approx(60))), ("exit 3", (3, pytest.approx(90))),
-    ]  # fmt: skip
+    chart = exits_by_round(exits_of(by_hand(tmp_path / "run")), "test accuracy")
+    assert lines(chart) == {
+        f"exit {number}": [(round, pytest.approx(height)) for round, height in enumerate(heights, start=1)]
+        for number, heights in enumerate(([20, 30, 40], [30, 50, 60], [40, 70, 90]), start=1)
+    }
+    strengths = opacities(chart)
+    assert strengths == sorted(set(strengths))
+    assert strengths[-1] == 1
+    assert names_in(chart) == [
+        ("exit 1", pytest.approx(40)),
+        ("exit 2", pytest.approx(60)),
+        ("exit 3", pytest.approx(90)),
+    ]
 
 
 def test_rounds_without_evaluation_are_left_out(tmp_path):
@@ -201,8 +225,7 @@ def test_rounds_without_evaluation_are_left_out(tmp_path):
 @pytest.mark.parametrize("num_exits", [1, MAX_LABELS, MAX_LABELS + 1, 48])
 def test_any_number_of_exits_is_drawn(tmp_path, num_exits):
     path = by_hand(tmp_path / "run", [[0.9 + 0.001 * place for place in range(num_exits)]] * 2)
-    axes = exits_by_round(exits_of(path), "").axes[0]
-    names = [text.get_text() for text in axes.texts]
+    names = [name for name, _ in names_in(exits_by_round(exits_of(path), ""))]
     assert len(names) <= MAX_LABELS
     assert names[-1] == f"exit {num_exits}"
     assert f"{num_exits} exit{'s' if num_exits > 1 else ''}, 90.0 to" in headline_text(path)
@@ -302,10 +325,10 @@ def test_several_runs_share_the_figure_and_the_table(tmp_path):
     top = plain(page.text.split("What differs")[0])
     assert "Mean over exits" in top
     assert "63.3 %" in top
-    figure = measure_by_cost({1: exits_of(paths[0]), 2: exits_of(paths[1])}, "")
-    colors = [line.get_color() for line in figure.axes[0].lines[::2]]
-    assert colors == ["#d55e00", "#009e73"]
-    assert len(figure.axes[1].lines) == 2  # the line and the dots of the only run whose cost is known
+    by_exit, by_time, _ = panels_of({1: exits_of(paths[0]), 2: exits_of(paths[1])})
+    drawn = next(layer for layer in by_exit["layer"] if layer["mark"] == "line")
+    assert drawn["encoding"]["color"]["scale"]["range"] == ["var(--series-2)", "var(--series-3)"]
+    assert list(lines(by_time)) == ["run 1"]  # the only one whose cost is known
 
 
 def test_runs_without_exits_have_no_section(tmp_path):

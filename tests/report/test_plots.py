@@ -5,21 +5,31 @@ import io
 from typing import get_args
 
 from PIL import Image
+from tests.report.pages import rows
 from tests.report.synthetic import SMALL, history_of, make_run
 
 from fedelta.federation.records import Cause, Rejection
 from fedelta.report.drawing import to_png
-from fedelta.report.plots import MAX_GROUPS, bytes_by_group, participation
+from fedelta.report.plots import bytes_by_part, participation
+from fedelta.report.traffic import MAX_PARTS
 from fedelta.report.writing import measure_figure
 
 
-def test_many_groups_are_merged(tmp_path):
+def test_many_unequal_blocks_are_merged(tmp_path):
     groups = tuple((f"layers.{index}", 10 + index) for index in range(50))
     history = history_of(make_run(tmp_path / "deep", dataclasses.replace(SMALL, groups=groups)).path)
-    labels = [label.get_text() for label in bytes_by_group(history).axes[0].get_yticklabels()]
-    assert len(labels) == MAX_GROUPS + 2
-    assert labels[-2:] == ["30 more", "headers"]
-    assert labels[0] == "layers.30"  # the largest twenty, in the model's order
+    parts = list(dict.fromkeys(row["part"] for row in rows(bytes_by_part(history).spec)))
+    assert len(parts) == MAX_PARTS + 2
+    assert parts[-2:] == [f"{50 - MAX_PARTS} more", "headers"]
+    assert parts[0] == f"layers.{50 - MAX_PARTS}"  # the largest, in the model's order
+
+
+def test_equal_blocks_are_told_by_role(tmp_path):
+    roles = ("attention.q", "mlp.fc1")
+    groups = (*((f"layers.{block}.{role}", 20) for block in range(12) for role in roles), ("head", 30))
+    history = history_of(make_run(tmp_path / "even", dataclasses.replace(SMALL, groups=groups)).path)
+    parts = list(dict.fromkeys(row["part"] for row in rows(bytes_by_part(history).spec)))
+    assert parts == ["attention.q, 12 blocks", "mlp.fc1, 12 blocks", "head", "headers"]
 
 
 def test_every_cause_is_drawn_however_many_there_are(tmp_path):
@@ -31,17 +41,18 @@ def test_every_cause_is_drawn_however_many_there_are(tmp_path):
         clients_per_round=20,
         rejections=tuple(Rejection(client, "lost", cause) for client, cause in enumerate(get_args(Cause))),
     )
-    figure = participation(history_of(make_run(tmp_path / "run", shape).path))
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["in the mean", *sorted(get_args(Cause))]
+    spec = participation(history_of(make_run(tmp_path / "run", shape).path)).spec
+    assert spec["encoding"]["color"]["scale"]["domain"] == ["in the mean", *sorted(get_args(Cause))]
 
 
 def test_the_accuracy_figure_has_both_plots_and_a_legend(tmp_path, small):
     other = make_run(tmp_path / "_other", dataclasses.replace(SMALL, seed=9)).path
     figure = measure_figure([small, other])
-    left, right = figure.axes
-    assert left.get_xlabel() == "Round"
-    assert "MiB" in right.get_xlabel()
-    assert [text.get_text().strip() for text in left.get_legend().get_texts()] == ["small", "_other"]
-    picture = Image.open(io.BytesIO(to_png(figure, dots_per_inch=50)))
+    left, right = figure.spec["hconcat"]
+    assert [view["layer"][0]["encoding"]["x"]["title"] for view in (left, right)] == [
+        "Round",
+        "Sent so far, both directions (MiB)",
+    ]
+    assert left["layer"][-1]["encoding"]["color"]["scale"]["domain"] == ["small", "_other"]
+    picture = Image.open(io.BytesIO(to_png(figure, scale=0.5)))
     assert picture.width > 2 * picture.height

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from tests.report.pages import Page, page_of, plain
+from tests.report.pages import lines as lines_of
+from tests.report.pages import rows as rows_of
 from tests.report.synthetic import SMALL, history_of, in_windows, make_run
 
 from fedelta.federation.records import Rejection
-from fedelta.report.plots import bytes_by_group, loss_by_round, measure_by_round, measure_by_traffic
+from fedelta.report.plots import bytes_by_part, loss_by_round, measure_by_round, measure_by_traffic
 from fedelta.strategies.fedlama import FedLama
 
 SCOPE = {
@@ -91,10 +93,7 @@ def measured_as(name: str, value: float) -> str:
 
 
 def size(number: float) -> str:
-    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if number >= 2**power:
-            return f"{three(number / 2**power)} {unit}"
-    return f"{number:.0f} B"
+    return f"{three(number / 2**20)} MiB" if number >= 1024 else f"{number:.0f} B"
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
@@ -236,28 +235,26 @@ def test_the_drawn_bytes_are_those_of_the_ledger(run, page):
     for row in run.payloads:
         parts = {**row["groups"], "headers": row["payload_bytes"] - row["tensor_bytes"]}
         for group, number in parts.items():
-            sums[row["direction"], group] = sums.get((row["direction"], group), 0) + number
-    axes = bytes_by_group(history_of(run.path)).axes[0]
-    groups = [label.get_text() for label in axes.get_yticklabels()]
-    drawn = [bar.get_width() * 2**20 for bar in axes.patches]
-    assert drawn == [pytest.approx(sums[direction, group]) for direction in ("down", "up") for group in groups]
-    assert len(groups) == len(sums) / 2
-    assert all(group in page.text for group in groups)
+            part = "8 blocks" if group.startswith("layers.") else group  # they are all equal
+            sums[row["direction"], part] = sums.get((row["direction"], part), 0) + number
+    chart = bytes_by_part(history_of(run.path))
+    drawn = {(row["kind"], row["part"]): row["mib"] * 2**20 for row in rows_of(chart.spec)}
+    assert drawn == {key: pytest.approx(number) for key, number in sums.items()}
+    assert all(part in page.text for _, part in drawn)
 
 
 def test_the_curves_are_those_of_the_records(run):
     history = [history_of(run.path)]
-    (accuracy, _), (over_bytes, *_) = (
-        draw(history).axes[0].lines[:2] for draw in (measure_by_round, measure_by_traffic)
-    )
     heights = [pytest.approx(100 * value) for value in run.curve]
-    assert list(accuracy.get_ydata()) == list(over_bytes.get_ydata()) == heights
-    assert list(accuracy.get_xdata()) == [record["round"] for record in run.rounds]
-    sent = [sum(row["payload_bytes"] for row in run.payloads if row["round"] <= round) for round in range(1, 6)]
-    assert [value * 2**20 for value in over_bytes.get_xdata()] == [pytest.approx(number) for number in sent]
-    training, _, test = loss_by_round(history).axes[0].lines[:3]
-    assert list(training.get_ydata()) == [record["train_loss_nats"] for record in run.rounds]
-    assert list(test.get_ydata()) == [record["measures"]["loss_nats"] for record in run.rounds]
+    rounds = [record["round"] for record in run.rounds]
+    assert lines_of(measure_by_round(history)) == {"all": list(zip(rounds, heights, strict=True))}
+    sent = [sum(row["payload_bytes"] for row in run.payloads if row["round"] <= round) for round in rounds]
+    places = [pytest.approx(number / 2**20) for number in sent]
+    assert lines_of(measure_by_traffic(history)) == {"all": list(zip(places, heights, strict=True))}
+    assert lines_of(loss_by_round(history)) == {
+        "training": [(record["round"], record["train_loss_nats"]) for record in run.rounds],
+        "test": [(record["round"], record["measures"]["loss_nats"]) for record in run.rounds],
+    }
 
 
 def test_windows_are_shown_as_in_the_records(tmp_path):

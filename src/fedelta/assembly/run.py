@@ -297,7 +297,11 @@ def _runtime(config: Config, model: TunedModel, site: Site, processes: Processes
     num_examples = {client_id: len(rows) for client_id, rows in site.partition.items()}
     depths = {} if site.tiers is None else site.tiers.depths
     num_blocks = len(exit_blocks(model.backbone.module))
-    workloads = {client_id: depth / num_blocks for client_id, depth in depths.items()}
+    mean_size = site.size_of(torch.cat(list(site.partition.values())))
+    workloads = {
+        client_id: site.size_of(rows) / mean_size * (depths[client_id] / num_blocks if depths else 1)
+        for client_id, rows in site.partition.items()
+    }
     return Unstable(local, config.stability, work_of(config), num_examples, config.seed, workloads)
 
 

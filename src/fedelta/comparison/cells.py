@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -114,12 +114,14 @@ def make_plan(request: Request) -> Plan:
     seen: dict[str, str] = {}
     num_rounds: dict[str, int] = {}
     measures: dict[Measure, str] = {}
+    taken: set[str | None] = {request.searched}
     for point, value in _variants(search, _points(axes)):
         num_cells += 1
         cell = _try(problems, request, point, value)
         if cell is None:
             continue
         measures.setdefault(cell.config.task.primary, cell.name)
+        taken |= reserved(cell.config.task)
         num_rounds[name_of(cell.labels)] = cell.config.strategy.num_rounds
         if (first_name := seen.setdefault(cell.config.to_toml(), cell.name)) != cell.name:
             problems[f"two cells are the same configuration: {first_name!r} and {cell.name!r}"] = []
@@ -130,7 +132,7 @@ def make_plan(request: Request) -> Plan:
     if len(measures) > 1:
         by_name = ", ".join(f"{measure.name} in {name!r}" for measure, name in measures.items())
         problems[f"cells are judged by different measures, {by_name}; compare those of one measure at a time"] = []
-    problems |= {problem: [] for problem in _doubled_columns(request, measures)}
+    problems |= {problem: [] for problem in _doubled_columns(request, taken)}
     if problems:
         texts = [f"{problem}{_where(names, num_cells)}" for problem, names in problems.items()]
         raise ConfigError(texts, origin=request.name, hint="`fedelta list` names what can be chosen.")
@@ -223,9 +225,8 @@ def _where(names: Sequence[str], num_cells: int) -> str:
     return f" (in {names[0]!r}{more})"
 
 
-def _doubled_columns(request: Request, measures: Iterable[Measure]) -> list[str]:
-    """Messages about axes with the name of another column of the tables."""
-    taken = {name for measure in measures for name in reserved(measure)} | {request.searched}
+def _doubled_columns(request: Request, taken: Container[str | None]) -> list[str]:
+    """Messages about axes with one of the names that are `taken` by another column of the tables."""
     return [
         f"axis `{axis.name}` has the name of another column of the tables; rename it"
         for axis in request.grid.axes

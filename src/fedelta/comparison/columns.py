@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fedelta.privacy.shown import shown_epsilon
 from fedelta.record.numbers import MIB, UNKNOWN, bare, count, duration, headed, in_unit, mebibytes
-from fedelta.tasks.base import Measure
+from fedelta.tasks.base import Measure, Task
 
 if TYPE_CHECKING:
     from fedelta.record.history import History
@@ -180,7 +180,10 @@ def share(measure: Measure) -> Column:
     )
 
 
-def reserved(primary: Measure) -> frozenset[str]:
-    """Names that no axis may have, because the frames have columns of these names."""
-    figures = {name for column in (*measures(primary), *COSTS) for name in (column.name, *column.in_groups)}
-    return frozenset(figures | {STATE, REASON, RUN, IS_BEST, ON_FRONT, NUM_SEEDS, NUM_CELLS, ROUND})
+def reserved(task: Task) -> frozenset[str]:
+    """Names that no axis may have, because frames or files of runs of this task may have columns of these names."""
+    columns = [*measures(task.primary), *map(share, task.measured.values()), *COSTS]
+    names = {name: column for column in columns for name in (column.name, *column.in_groups)}
+    files = {column.file.format(name) for name, column in names.items()}
+    trials = {column.file.format(f"validation_{column.name}") for column in columns}
+    return frozenset({*names, *files, *trials, STATE, REASON, RUN, IS_BEST, ON_FRONT, NUM_SEEDS, NUM_CELLS, ROUND})

@@ -106,8 +106,8 @@ def split(frame: DataFrame, names: Sequence[str]) -> list[DataFrame]:
     return [part for _, part in frame.groupby(list(names), sort=False)] if names else [frame]
 
 
-def mean_curve(curves: DataFrame, labels: Row, num_cells: int) -> list[tuple[int, float]]:
-    """Round and mean primary measure over the finished cells of a group, for rounds that all of them evaluated.
+def mean_curve(curves: DataFrame, labels: Row, num_cells: int) -> list[tuple[int, float, float | None]]:
+    """Round, mean and deviation of the primary measure over a group's finished cells, for rounds that all evaluated.
 
     Args:
         curves: a frame made by `curves_frame`.
@@ -115,8 +115,14 @@ def mean_curve(curves: DataFrame, labels: Row, num_cells: int) -> list[tuple[int
         num_cells: number of finished cells of the group.
     """
     members = curves[(curves[list(labels)] == Series(labels, dtype="object")).all(axis=1)]
-    rounds = members.groupby(ROUND)[curves.columns[-1]].agg(["count", statistics.fmean])
-    return [(int(round), mean) for round, number, mean in rounds.itertuples() if number == num_cells]
+    by_round: dict[int, list[float]] = {}
+    for round, value in zip(members[ROUND].tolist(), members[curves.columns[-1]].tolist(), strict=True):
+        by_round.setdefault(round, []).append(value)
+    return [
+        (round, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+        for round, values in sorted(by_round.items())
+        if len(values) == num_cells
+    ]
 
 
 def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: bool = True) -> list[bool]:

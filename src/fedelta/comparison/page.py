@@ -16,6 +16,7 @@ from fedelta.comparison.tables import group_table, note, primary_in_words
 from fedelta.grid import label_of
 from fedelta.record.citations import entries
 from fedelta.record.numbers import UNKNOWN, capitalised, in_unit, shown
+from fedelta.report.charts import Curve
 from fedelta.report.elements import Line, Picture, Table, legend, picture
 from fedelta.report.rendering import render as render_template
 
@@ -128,39 +129,50 @@ def _plots(comparison: Comparison) -> Plots | None:
         pictures.append(picture(drawn, f"b{index}", f"{name} against traffic", says=says))
         if not wide:
             members = [groups[place] for place in places]
-            curves = [(names.index(_name(comparison, group)), _curve(comparison, group)) for group in members]
-            drawn, says = measure_by_round(curves, primary), f"{measure} against rounds"
+            lines = [_curve(comparison, group, names.index(_name(comparison, group))) for group in members]
+            drawn, says = (
+                measure_by_round([line for line in lines if line.points], primary),
+                f"{measure} against rounds",
+            )
             pictures.append(picture(drawn, f"r{index}", f"{name} against rounds", says=says))
         if any(mark.epsilon is not None for mark in marks):
             drawn, says = measure_by_epsilon(marks, primary, wide=wide), f"{measure} against epsilon"
             pictures.append(picture(drawn, f"e{index}", f"{name} against epsilon", says=says))
     title = f"{measure} against traffic" + ("" if wide else " and rounds")
-    return Plots(title, [] if wide else legend(names), pictures, _plots_note(comparison, wide))
+    return Plots(title, [] if wide else legend(names), pictures, _plots_note(comparison))
 
 
-def _plots_note(comparison: Comparison, wide: bool) -> str:
+def _plots_note(comparison: Comparison) -> str:
     parts = ["Filled marks and the dashed line: the Pareto front."]
     if comparison.groups[comparison.measures[0].in_groups[1]].notna().any():
-        parts.append("Bars: one standard deviation over the seeds" + ("." if wide else "; curves: their mean."))
-    return " ".join([*parts, "Numbers: rows of the table."] if wide else parts)
+        parts.append("Bars and bands: one standard deviation over the seeds; curves: their mean.")
+    return " ".join([*parts, "Numbers: rows of the table."])
 
 
-def _curve(comparison: Comparison, group: Record) -> list[tuple[int, float]]:
+def _curve(comparison: Comparison, group: Record, index: int) -> Curve:
     labels = {name: group[name] for name in comparison.axes}
     cells = comparison.frame
     for name, label in labels.items():
         cells = cells[cells[name] == label]
-    return mean_curve(comparison.curves, labels, num_cells=int((cells[STATE] == FINISHED).sum()))
+    points = mean_curve(comparison.curves, labels, num_cells=int((cells[STATE] == FINISHED).sum()))
+    primary = comparison.primary
+    return Curve(
+        _name(comparison, group),
+        index,
+        [(round, in_unit(mean, primary)) for round, mean, _ in points],
+        deviations=[None if deviation is None else in_unit(deviation, primary) for _, _, deviation in points],
+    )
 
 
 def _marks(comparison: Comparison, groups: Sequence[Record], places: Sequence[int]) -> list[Mark]:
     """Marks for the measured groups of one task; named if they are few, else numbered."""
     families = list(dict.fromkeys(_family(comparison, group) for group in groups))
-    is_numbered, primary = len(places) > MAX_NAMES, comparison.primary
+    primary = comparison.primary
     mean, deviation = comparison.measures[0].in_groups
     return [
         Mark(
-            text=str(place + 1) if is_numbered else _name(comparison, group),
+            number=place + 1,
+            name=_name(comparison, group),
             family=families.index(_family(comparison, group)),
             family_name=_family(comparison, group),
             total_bytes=group[TOTAL_BYTES],

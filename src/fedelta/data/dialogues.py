@@ -1,7 +1,8 @@
 """Finds the columns of dialogues, and joins them into one.
 
-A dialogue is in two columns (a prompt and its response), in one of messages, or in one of plain texts. Columns that the
-configuration does not name are found by the names that instruction data sets give them.
+A dialogue is in two columns (a prompt and its response; what a prompt is about may be in a third), in one of messages,
+or in one of plain texts. Columns that the configuration does not name are found by the names that instruction data sets
+give them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fedelta.tasks.targets import Targets
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import Array
 
 DIALOGUE = "dialogue"  # the name of the joined column
 
@@ -31,11 +33,13 @@ _PROMPTS = ("prompt", "instruction", "question", "input")
 _RESPONSES = ("response", "completion", "output", "answer")
 _MESSAGES = ("messages", "conversations", "conversation")
 _TEXTS = ("text", "content")
+# What an instruction or a question may be about, in a column of its own.
+_SUBJECTS = ("input", "context")
 _KEYS = {"prompt": _PROMPTS, "response": _RESPONSES, "messages": _MESSAGES, "text": _TEXTS}
 
 
 def dialogue_columns(dataset: Dataset, named: NamedColumns, *, origin: str) -> tuple[str, ...]:
-    """The columns of dialogues: a prompt and a response, or one column of messages or texts.
+    """The columns of dialogues: a prompt, perhaps what it is about, and a response; or one of messages or texts.
 
     Raises:
         DataError: a column is missing, or several forms are possible.
@@ -72,22 +76,39 @@ def dialogue_columns(dataset: Dataset, named: NamedColumns, *, origin: str) -> t
         refuse(origin, [f"found {what if forms else 'no column of dialogues'} among {listed(names, 20)}; {_CHOICE}"])
     columns = tuple(str(name) for name in forms[0])
     refuse(origin, _no_messages(dataset, columns[0]) if columns == (found["messages"],) else [])
-    return columns
+    return _with_subject(columns, dataset) if not keys and columns == pair else columns
+
+
+def _with_subject(pair: tuple[str, ...], dataset: Dataset) -> tuple[str, ...]:
+    """The prompt and the response, and between them a column of texts that an instruction or a question is about."""
+    if pair[0] not in ("instruction", "question"):
+        return pair
+    texts = [name for name in _SUBJECTS if name in dataset.column_names and _has_texts(dataset, name)]
+    return (pair[0], *texts[:1], pair[1])
 
 
 def _no_messages(dataset: Dataset, column: str) -> list[str]:
     """What is wrong with a column of messages that holds texts, which would be trained on as they are."""
-    if getattr(dataset.features[column], "dtype", None) not in {"string", "large_string"}:
+    if not _has_texts(dataset, column):
         return []
     forms = "which JSON Lines and Parquet files can hold and CSV cannot; for plain texts set `data.text_column`"
     return [f"column {column!r} holds texts, expected lists of messages with `role` and `content`, {forms}"]
+
+
+def _has_texts(dataset: Dataset, column: str) -> bool:
+    return getattr(dataset.features[column], "dtype", None) in {"string", "large_string"}
 
 
 _CHOICE = "set `data.prompt_column` and `data.response_column`, or `data.messages_column`, or `data.text_column`"
 
 
 def joined(dataset: Dataset, columns: Sequence[str]) -> Dataset:
-    """The data set with its dialogues in one column, `DIALOGUE`; others are kept."""
+    """The data set with its dialogues in one column, `DIALOGUE`; others are kept.
+
+    Args:
+        dataset: from `datasets`.
+        columns: as from `dialogue_columns`; what a prompt is about follows it after an empty line.
+    """
     import pyarrow as pa
     from datasets import Dataset as Rows
     from datasets import DatasetInfo, Features
@@ -97,13 +118,23 @@ def joined(dataset: Dataset, columns: Sequence[str]) -> Dataset:
     if len(columns) == 1:
         dialogue, kind = parts[0], features[columns[0]]
     else:
-        dialogue = pa.StructArray.from_arrays(parts, names=["prompt", "response"])
-        kind = dict(zip(("prompt", "response"), (features[name] for name in columns), strict=True))
+        prompts = parts[0] if len(parts) == 2 else _about(parts[0], parts[1])
+        dialogue = pa.StructArray.from_arrays([prompts, parts[-1]], names=["prompt", "response"])
+        kind = {"prompt": features[columns[0]], "response": features[columns[-1]]}
     others = [name for name in table.column_names if name not in {*columns, DIALOGUE}]
     arrays = {DIALOGUE: dialogue, **{name: table.column(name) for name in others}}
     return Rows(
         pa.table(arrays), DatasetInfo(features=Features({DIALOGUE: kind, **{name: features[name] for name in others}}))
     )
+
+
+def _about(prompts: Array, subjects: Array) -> Array:
+    """Each prompt with what it is about, if that is not empty, after an empty line."""
+    import pyarrow.compute as pc
+
+    subjects = pc.fill_null(subjects.cast(prompts.type), "")
+    both = pc.binary_join_element_wise(prompts, subjects, "\n\n")
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(subjects), ""), prompts, both)
 
 
 @dataclass(frozen=True)

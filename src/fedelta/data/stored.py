@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fedelta.data.values import parsed
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -49,7 +51,7 @@ class StoredColumn:
         # Arrow format returns the stored bytes; the default format would decode every image or recording.
         for batch in self.dataset.with_format("arrow").iter(batch_size=_CHUNK_ROWS):
             # Rows that were selected come as one piece each; converted together, arrays take half the time.
-            yield batch.column(0).combine_chunks().to_pylist()
+            yield parsed(batch.column(0).combine_chunks().to_pylist(), self.dataset.features[self.name])
 
     def files(self) -> Iterator[list[Any]]:
         """As `chunks`, for what may be a file; of arrays, numbers and texts: True, or None where there is none."""
@@ -65,5 +67,5 @@ class StoredColumn:
 
     def take(self, rows: Tensor) -> list[Any]:
         """The values of `rows` (int64, one axis); Any: any type that a file can hold."""
-        values: list[Any] = self.dataset.select(rows.tolist()).with_format("arrow")[:].column(0).to_pylist()
-        return values
+        values = self.dataset.select(rows.tolist()).with_format("arrow")[:].column(0).to_pylist()
+        return parsed(values, self.dataset.features[self.name])

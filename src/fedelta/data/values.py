@@ -43,16 +43,44 @@ class Ids:
 
 def values_of(dataset: Dataset, column: str) -> list[Any]:
     """The values of a column, class labels as numbers; Any: any type that a file can hold."""
-    from datasets import Json
-
     stored = dataset.select_columns([column]).with_format("arrow")[:].column(column)
-    values: list[Any] = stored.to_pylist()
-    if not isinstance(dataset.features[column], Json):
-        return values
-    # A JSON column of several types comes as texts; `datasets` itself would turn "007" into 7.
-    return [
-        _from_json(value) if isinstance(value, str) and value.startswith(_JSON_STARTS) else value for value in values
-    ]
+    return parsed(stored.to_pylist(), dataset.features[column])
+
+
+def parsed(values: list[Any], feature: object) -> list[Any]:
+    """Values as they are stored, with what `datasets` keeps as a text of JSON, because its type varies, as values.
+
+    Args:
+        values: one per row; Any: any type that a file can hold.
+        feature: of the column, from `datasets`.
+    """
+    return [_parsed(value, feature) for value in values] if _has_json(feature) else values
+
+
+def _has_json(feature: object) -> bool:
+    """Whether values of a feature, or of its parts, are kept as texts of JSON."""
+    from datasets import Json, LargeList, List
+
+    match feature:
+        case dict():
+            return any(map(_has_json, feature.values()))
+        case List() | LargeList():
+            return _has_json(feature.feature)
+    return isinstance(feature, Json)
+
+
+def _parsed(value: Any, feature: object) -> Any:  # Any: any type that a file can hold
+    from datasets import Json, LargeList, List
+
+    match feature:
+        case dict() if isinstance(value, dict):
+            return {name: _parsed(part, feature[name]) for name, part in value.items()}
+        case List() | LargeList() if isinstance(value, list):
+            return [_parsed(part, feature.feature) for part in value]
+        # `datasets` itself would turn "007" into 7.
+        case Json() if isinstance(value, str) and value.startswith(_JSON_STARTS):
+            return _from_json(value)
+    return value
 
 
 def _from_json(text: str) -> object:

@@ -151,10 +151,14 @@ class Site:
 
     def work_of(self, client_id: int) -> float:
         """A client's work in a round: processed examples, or tokens of dialogues, times blocks."""
-        rows, inputs = self.partition[client_id], self.engine.inputs
-        num_processed = self.engine.client.num_processed(rows.shape[0])
-        size = float(inputs.num_tokens[rows].double().mean()) if isinstance(inputs, StoredDialogues) else 1
-        return num_processed * size * (1 if self.tiers is None else self.tiers.depths[client_id])
+        num_processed = self.engine.client.num_processed(self.partition[client_id].shape[0])
+        depth = 1 if self.tiers is None else self.tiers.depths[client_id]
+        return num_processed * self.size_of(self.partition[client_id]) * depth
+
+    def size_of(self, rows: Tensor) -> float:
+        """The mean number of tokens of `rows` (int64, one axis) of dialogues; 1 for other examples."""
+        inputs = self.engine.inputs
+        return float(inputs.num_tokens[rows].double().mean()) if isinstance(inputs, StoredDialogues) else 1.0
 
     def train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
         """Yields the answers of a pack's clients in the order in which they finish; changes no memory.

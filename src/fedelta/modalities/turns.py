@@ -76,9 +76,10 @@ def _problem_of_messages(messages: Sequence[Any]) -> str | None:  # Any: any typ
             return f"has a message {number} of role {message['role']!r}, expected one of {', '.join(_ROLES)}"
         if _content(message) is None:
             return f"has a message {number} ({message['role']}) whose `content` is no text"
-    answers = [_content(message) for message in messages if message["role"] == _ASSISTANT]
+    answers = [_content(message) for message in messages[1:] if message["role"] == _ASSISTANT]
     if not answers:
-        return "has no turn of the assistant"
+        is_lonely = any(message["role"] == _ASSISTANT for message in messages)
+        return f"has no turn of the assistant{' but one that nothing comes before' if is_lonely else ''}"
     if not any(answer is not None and answer.strip() for answer in answers):
         return "has an empty response"
     return None
@@ -174,7 +175,7 @@ class Template:
             return Written(text, ((len(self.bos), len(text)),))
         text, answers = self._render(messages), []
         last = max(number for number, message in enumerate(messages) if message["role"] == _ASSISTANT)
-        for number, message in enumerate(messages):
+        for number, message in list(enumerate(messages))[1:]:  # a greeting is not trained on: nothing asks for it
             if message["role"] != _ASSISTANT or not message["content"].strip():
                 continue
             before, after = self.prompt(messages[:number]), self._render(messages[: number + 1])

@@ -14,6 +14,7 @@ from fedelta.models.layers import is_plain
 from fedelta.models.token_losses import LossHead, next_tokens, sums_of_logits
 
 _TRIED = 30.0  # logits of a size at which a soft cap shows
+_ROUNDING = 64.0  # logits that differ by fewer units in the last place of the largest are the same
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class Vocabulary:
 
 
 def vocabulary_of(module: nn.Module) -> Vocabulary:
-    """The output embedding of `module`, after a trial of what the model does with its logits.
+    """The output embedding of `module`, after trials of what the model reads and what it does with its logits.
 
     Raises:
-        ModelError: it has none.
+        ModelError: it has none, or the model sees the words that it is to predict.
     """
     # Any model of transformers for causal language modelling has the method.
     layer: nn.Module | None = getattr(module, "get_output_embeddings", lambda: None)()
@@ -66,7 +67,23 @@ def vocabulary_of(module: nn.Module) -> Vocabulary:
             f"{type(module).__name__} has no output embedding, so it gives no words.",
             hint="use a causal language model of transformers.",
         )
+    _check_causal(module, layer)
     return Vocabulary(paths[0], is_plain(layer, nn.Linear) and _passes_on(module, paths[0]))
+
+
+@torch.no_grad()
+def _check_causal(module: nn.Module, layer: nn.Module) -> None:
+    """Raises if another last word changes the logits before it, as it does in an encoder with an output embedding."""
+    device = layer.get_parameter("weight").device
+    if device.type == "meta":
+        return  # a model for counting
+    logits = module(input_ids=torch.tensor([[0, 1, 0, 0], [0, 1, 0, 1]], device=device), use_cache=False).logits
+    one, other = logits[:, :-1].float()
+    if (one - other).abs().max() > _ROUNDING * torch.finfo(logits.dtype).eps * one.abs().max():
+        raise ModelError(
+            f"{type(module).__name__} reads the words that it is to predict: its attention looks ahead.",
+            hint="use a causal language model, such as one of the families llama, qwen3, gpt2 or opt.",
+        )
 
 
 class _Fixed(nn.Module):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fedelta.tasks.base import Measure
 
-KIB, MIB, GIB = 2**10, 2**20, 2**30
+MIB = 2**20
 TIMES = "\N{MULTIPLICATION SIGN}"
 UNKNOWN = "\N{EN DASH}"
 _SPACE = "\N{NARROW NO-BREAK SPACE}"
@@ -106,17 +106,23 @@ def capitalised(text: str) -> str:
 
 
 def size(num_bytes: float | None) -> str:
-    """Bytes in a suitable binary unit, with three digits.
+    """Bytes in MiB with the unit, the one form of an amount of bytes in texts; what is below 1 KiB in bytes.
 
     >>> [size(n).split() for n in (900, 98_304, 2**20, 1_500 * 2**20)]
-    [['900', 'B'], ['96.0', 'KiB'], ['1.00', 'MiB'], ['1.46', 'GiB']]
+    [['900', 'B'], ['0.0938', 'MiB'], ['1.00', 'MiB'], ['1,500', 'MiB']]
     """
     if num_bytes is None:
         return UNKNOWN
-    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if num_bytes >= unit:
-            return f"{three_digits(num_bytes / unit)}{_SPACE}{name}"
-    return f"{num_bytes:.0f}{_SPACE}B"
+    return f"{num_bytes:.0f}{_SPACE}B" if num_bytes < 1024 else f"{mebibytes(num_bytes)}{_SPACE}MiB"
+
+
+def times(ratio: float) -> str:
+    """A ratio such as 137 times.
+
+    >>> [times(ratio)[:-2] for ratio in (137.2, 1.58)]
+    ['137', '1.6']
+    """
+    return f"{ratio:,.0f}{_SPACE}{TIMES}" if ratio >= 10 else f"{ratio:.1f}{_SPACE}{TIMES}"
 
 
 def mebibytes(num_bytes: float | None) -> str:
@@ -152,13 +158,13 @@ def count(number: int | None) -> str:
 def duration(seconds: float | None) -> str:
     """Seconds as seconds, minutes or hours.
 
-    >>> duration(4.25), duration(95), duration(8000)
-    ('4.2 s', '1 min 35 s', '2 h 13 min')
+    >>> [duration(seconds).replace(_SPACE, "_") for seconds in (4.25, 95, 8000)]
+    ['4.2_s', '1_min 35_s', '2_h 13_min']
     """
     if seconds is None:
         return UNKNOWN
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{_SPACE}s"
     if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+        return f"{int(seconds // 60)}{_SPACE}min {int(seconds % 60)}{_SPACE}s"
+    return f"{int(seconds // 3600)}{_SPACE}h {int(seconds % 3600 // 60)}{_SPACE}min"

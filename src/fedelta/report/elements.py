@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from matplotlib.figure import Figure
-
-from fedelta.report.drawing import SERIES, STYLES, to_svg
+from fedelta.report.drawing import Chart, Spec, style_of, to_live, to_svg
 
 NO_NUMBERS = 1_000_000  # beyond the last column of any table
 
@@ -18,12 +16,16 @@ class Picture:
 
     Args:
         svg: an SVG element, trusted.
+        live: the same as a Vega specification, which shows values to a pointer.
+        says: what it shows, for readers who cannot see it.
         title: above it.
         note: below it.
         is_wide: whether it takes the width of the page; narrow screens scroll it.
     """
 
     svg: str
+    live: Spec
+    says: str
     title: str = ""
     note: str = ""
     is_wide: bool = False
@@ -56,39 +58,35 @@ class Line:
 
     Args:
         name: of the run.
-        color: number of its series in style.css.
+        color: of its series, a variable of style.css.
         dashes: lengths on and off, in SVG's form; empty for a solid line.
     """
 
     name: str
-    color: int
+    color: str
     dashes: str
 
 
-def picture(
-    figure: Figure, prefix: str, title: str, *, says: str = "", note: str = "", is_wide: bool = False
-) -> Picture:
-    """`figure` as an element of the page.
+def picture(chart: Chart, prefix: str, title: str, *, says: str = "", note: str = "", is_wide: bool = False) -> Picture:
+    """`chart` as an element of the page.
 
     Args:
-        figure: as plots.py draws them.
+        chart: what is drawn.
         prefix: makes its ids unique within the page.
         title: above it.
         says: description for readers who cannot see it; by default the title.
         note: below it.
         is_wide: whether it takes the width of the page.
     """
-    return Picture(to_svg(figure, prefix, says or title), title, note, is_wide)
+    says = says or title
+    return Picture(to_svg(chart, prefix, says), to_live(chart), says, title, note, is_wide)
 
 
 def legend(names: Sequence[str], shown: Collection[int] | None = None) -> list[Line]:
     """The lines of the runs called `names`, or only of those with the indices `shown`."""
     places = range(len(names)) if shown is None else sorted(shown)
+    styles = {place: style_of(place) for place in places}
     return [
-        Line(
-            name=names[place],
-            color=place % len(SERIES) + 1,
-            dashes=" ".join(f"{2.4 * length:g}" for length in STYLES[place % len(STYLES)]),
-        )
-        for place in places
+        Line(names[place], color, " ".join(f"{length:g}" for length in dashes))
+        for place, (color, dashes) in styles.items()
     ]

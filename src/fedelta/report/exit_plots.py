@@ -1,19 +1,13 @@
-"""The figures of the section "Exits": the primary measure against exit and cost, and by exit over the rounds."""
+"""The charts of the section "Exits": the primary measure against exit and cost, and by exit over the rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-
 from fedelta.record.numbers import in_unit
-from fedelta.report.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, style
+from fedelta.report.charts import ROUNDS, Axis, Curve, beside, curves, of_amount, of_measure
+from fedelta.report.drawing import HEIGHT, MUTED, NARROW, WIDE, Chart, Spec
 from fedelta.report.exits import Exits
-from fedelta.report.plots import traffic_axis
 from fedelta.tasks.base import Measure
 
 MAX_LABELS = 14
@@ -26,35 +20,34 @@ _COSTS: dict[str, Callable[[Exits], Sequence[float]]] = {
 }
 
 
-def measure_by_cost(runs: Mapping[int, Exits], measured: str) -> Figure:
+def measure_by_cost(runs: Mapping[int, Exits], names: Mapping[int, str], measured: str) -> Chart:
     """The primary measure against the exit and, if a run has measured it, against the cost of an answer.
 
     Args:
         runs: number of the run, which determines colour and line, to its exits; all have the same primary measure.
+        names: number of the run to its name.
         measured: name of the vertical axis.
     """
-    measures = {exits.measure for exits in runs.values()}
     panels = {
         name: costs_of
         for name, costs in _COSTS.items()
         if (costs_of := {index: costs(exits) for index, exits in runs.items() if costs(exits)})
     }
-    with style():
-        figure = blank((max(1, len(panels) * 2 / 3) * SIZE[0], SIZE[1]))
-        grid = {"wspace": 0.08}
-        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw=grid)[0]
-        for axes, (name, costs_of) in zip(all_axes, panels.items(), strict=True):
-            for index, costs in costs_of.items():
-                _draw(axes, costs, runs[index], index)
-                if len(runs) == 1 and name != _NUMBER:
-                    _number_dots(axes, costs, runs[index])
-            _scale(axes, name, [costs[-1] for costs in costs_of.values()])
-        all_axes[0].set_ylabel(measured)
-        _limit(all_axes[0], [value for exits in runs.values() for value in exits.last], measures.pop())
-        return figure
+    values = [value for exits in runs.values() for value in exits.last]
+    measure = next(iter(runs.values())).measure
+    y = of_measure(measured, measure, [in_unit(value, measure) for value in values], _range(values, measure))
+    charts = []
+    for number, (name, costs_of) in enumerate(panels.items()):
+        lines = [
+            Curve(names[index], index, _points(costs, runs[index]), is_dotted=True) for index, costs in costs_of.items()
+        ]
+        x = _axis(name, [costs[-1] for costs in costs_of.values()])
+        size = (NARROW, HEIGHT) if len(panels) == 1 else ((WIDE - 160) / len(panels), HEIGHT - 50)
+        charts.append(curves(lines, x, y, size=size, pointer=f"near{number}"))
+    return charts[0] if len(charts) == 1 else beside(charts, resolve={"scale": {"y": "shared"}})
 
 
-def exits_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Figure:
+def exits_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Chart:
     """The primary measure at each exit against the round; deeper exits have stronger lines.
 
     Args:
@@ -62,21 +55,23 @@ def exits_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Figure
         measured: name of the vertical axis.
         wide: whether it takes the width of the page.
     """
-    rounds = sorted(exits.by_round)
-    heights = np.array([[in_unit(value, exits.measure) for value in exits.by_round[round]] for round in rounds])
-    num_exits = heights.shape[1]
-    with style():
-        figure = blank(((2 if wide else 1) * SIZE[0], SIZE[1] - 0.3 if wide else SIZE[1]))
-        axes = figure.subplots()
-        for place in range(num_exits):
-            color = _shade(place, num_exits)
-            axes.plot(rounds, heights[:, place], color=color, zorder=2)
-            axes.plot(rounds[-1:], heights[-1:, place], color=color, marker="o", markersize=4, linestyle="none")
-        axes.set(xlabel="Round", ylabel=measured)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        _limit(axes, [value for row in exits.by_round.values() for value in row], exits.measure)
-        _name_lines(axes, rounds[-1], heights[-1])
-        return figure
+    rounds, measure, number = sorted(exits.by_round), exits.measure, len(exits.last)
+    lines = [
+        Curve(
+            f"exit {place + 1}",
+            0,
+            [(round, in_unit(exits.by_round[round][place], measure)) for round in rounds],
+            opacity=0.35 + 0.65 * place / max(1, number - 1),
+        )
+        for place in range(number)
+    ]
+    values = [value for row in exits.by_round.values() for value in row]
+    domain = _range(values, measure)
+    y = of_measure(measured, measure, [in_unit(value, measure) for value in values], domain)
+    names = _names(rounds[-1], [line.points[-1][1] for line in lines], domain)
+    chart = curves(lines, ROUNDS, y, names, size=(WIDE if wide else NARROW, HEIGHT))
+    room = {"padding": {"left": 4, "top": 4, "bottom": 4, "right": 56}}
+    return Chart(chart.spec | room, chart.live | room)
 
 
 def spread(heights: Sequence[float], gap: float, lowest: float, highest: float) -> list[float]:
@@ -104,84 +99,52 @@ def spread(heights: Sequence[float], gap: float, lowest: float, highest: float) 
     return [places[order.index(place)] for place in range(len(heights))]
 
 
-def _draw(axes: Axes, costs: Sequence[float], exits: Exits, index: int) -> None:
-    color, dashes = SERIES[index % len(SERIES)], STYLES[index % len(STYLES)]
-    heights = [in_unit(value, exits.measure) for value in exits.last]
-    axes.plot(costs, heights, color=color, linestyle=(0, dashes) if dashes else "-")
-    axes.plot(costs, heights, color=color, marker="o", markersize=4, linestyle="none")
+def _points(costs: Sequence[float], exits: Exits) -> list[tuple[float, float]]:
+    return [(cost, in_unit(value, exits.measure)) for cost, value in zip(costs, exits.last, strict=True)]
 
 
-def _scale(axes: Axes, name: str, ends: Sequence[float]) -> None:
-    """Scales the axis from zero, or logarithmically if the costs of the last exits differ greatly between runs."""
-    axes.set_xlabel(name)
+def _axis(name: str, ends: Sequence[float]) -> Axis:
+    """An axis from zero, or a logarithmic one if the costs of the last exits differ greatly between runs."""
     if name == _NUMBER:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        return
-    traffic_axis(axes, min(ends), max(ends))
-    if axes.get_xscale() == "linear":
-        axes.set_xlim(0, 1.06 * max(ends))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        return Axis(name, form="d", is_whole=True)
+    return axis if (axis := of_amount(name, ends)).is_log else Axis(name, has_zero=True)
 
 
-def _number_dots(axes: Axes, costs: Sequence[float], exits: Exits) -> None:
-    """Writes the number of the exit below and to the right of each dot, away from a rising line."""
-    if len(costs) > MAX_LABELS:
-        return
-    for number, (cost, value) in enumerate(zip(costs, exits.last, strict=True), start=1):
-        axes.annotate(
-            f"{number}",
-            (cost, in_unit(value, exits.measure)),
-            xytext=(3, -4),
-            textcoords="offset points",
-            ha="left",
-            va="top",
-            fontsize=8,
-            color=MUTED,
-        )
-
-
-def _name_lines(axes: Axes, last_round: int, heights: Sequence[float]) -> None:
-    """Names lines at their ends, with a thin connecting line if a name had to move; if there are many, only some."""
+def _names(last_round: int, heights: Sequence[float], domain: tuple[float, float]) -> list[Spec]:
+    """Names beside the ends of the curves, with a thin line if a name had to move; of many curves, only some."""
     every = -(-len(heights) // MAX_LABELS)
     named = [place for place in range(len(heights)) if (len(heights) - 1 - place) % every == 0]
-    bottom, top = axes.get_ylim()
+    bottom, top = domain
     places = spread([heights[place] for place in named], _LINE * (top - bottom), bottom, top)
-    for place, height in zip(named, places, strict=True):
-        moved = abs(height - heights[place]) > 0.2 * _LINE * (top - bottom)
-        axes.annotate(
-            f"exit {place + 1}",
-            (last_round, heights[place]),
-            xytext=(1.03, (height - bottom) / (top - bottom)),
-            textcoords="axes fraction",
-            ha="left",
-            va="center",
-            fontsize=8,
-            color=INK,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": MUTED,
-                "linewidth": 0.5,
-                "shrinkA": 1,
-                "shrinkB": 3,
-                "relpos": (0, 0.5),
-            }
-            if moved
-            else None,
-        )
+    rows = [
+        {"x": last_round, "y": place, "end": heights[index], "name": f"exit {index + 1}"}
+        for index, place in zip(named, places, strict=True)
+    ]
+    up = {"type": "quantitative"}
+    aside = {"value": {"expr": "width + 16"}}
+    return [
+        {
+            "data": {"values": rows},
+            "mark": {"type": "rule", "color": MUTED, "strokeWidth": 0.6, "clip": False},
+            "encoding": {
+                "x": {"value": {"expr": "width + 3"}},
+                "x2": {"value": {"expr": "width + 14"}},
+                "y": {"field": "end"} | up,
+                "y2": {"field": "y"},
+            },
+        },
+        {
+            "data": {"values": rows},
+            "mark": {"type": "text", "align": "left", "baseline": "middle", "clip": False},
+            "encoding": {"x": aside, "y": {"field": "y"} | up, "text": {"field": "name"}},
+        },
+    ]
 
 
-def _limit(axes: Axes, values: Sequence[float], measure: Measure) -> None:
-    """Sets the vertical range of a fraction: from zero, or around the values if all are high."""
+def _range(values: Sequence[float], measure: Measure) -> tuple[float, float]:
+    """The vertical range in the unit of the measure: a fraction from zero, or around the values if all are high."""
+    lowest, highest = in_unit(min(values), measure), in_unit(max(values), measure)
+    room = max(0.08 * (highest - lowest), 0.5 if measure.is_fraction else 1e-9)
     if not measure.is_fraction:
-        return
-    lowest, highest = 100 * min(values), 100 * max(values)
-    room = max(0.08 * (highest - lowest), 0.5)
-    axes.set_ylim((0, 101) if lowest < 50 else (lowest - room, min(100.5, highest + room)))
-
-
-def _shade(place: int, number: int) -> tuple[float, float, float, float]:
-    """The colour of an exit; deeper exits are stronger."""
-    red, green, blue, _ = to_rgba(SERIES[0])
-    return red, green, blue, 0.35 + 0.65 * (place / max(1, number - 1))
+        return lowest - room, highest + room
+    return (0.0, 101.0) if lowest < 50 else (lowest - room, min(100.5, highest + room))

@@ -90,7 +90,9 @@ def _pictures(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> tuple[l
 def _by_cost(runs: Sequence[History], exits_of: Mapping[int, Exits], *, is_wide: bool) -> Picture:
     name = capitalised(runs[0].primary.label)
     title = f"{name} against exit, milliseconds and FLOPs" if is_wide else f"{name} against exit"
-    figure = measure_by_cost(exits_of, measured([runs[index] for index in exits_of]))
+    figure = measure_by_cost(
+        exits_of, {index: run.name for index, run in enumerate(runs)}, measured([runs[index] for index in exits_of])
+    )
     says = f"{title}, in the last evaluated round"
     return picture(figure, "e", title, says=says, note=_note(runs, exits_of), is_wide=is_wide)
 

@@ -9,7 +9,6 @@ from typing import ClassVar
 from fedelta.privacy.shown import shown_epsilon
 from fedelta.record.history import History
 from fedelta.record.numbers import (
-    TIMES,
     UNKNOWN,
     bare,
     capitalised,
@@ -18,6 +17,7 @@ from fedelta.record.numbers import (
     percent,
     shown,
     size,
+    times,
 )
 from fedelta.record.privacy import NO_GUARANTEE, why_unknown
 from fedelta.record.status import read_status
@@ -82,8 +82,7 @@ def saving(run: History) -> str:
     full, sent = run.full_model_bytes, run.ledger.total_bytes
     if not full or not sent:
         return UNKNOWN
-    ratio = full / sent
-    return f"{ratio:,.0f} {TIMES}" if ratio >= 10 else f"{ratio:.1f} {TIMES}"
+    return times(full / sent)
 
 
 def is_cheaper(run: History) -> bool:

@@ -10,7 +10,13 @@ from typing import ClassVar
 from fedelta.record.history import History
 from fedelta.record.numbers import count, percent, size
 from fedelta.report.elements import Picture, picture
-from fedelta.report.layer_plots import discrepancy_by_group, discrepancy_curves, intervals_by_round
+from fedelta.report.layer_plots import (
+    choice_curves,
+    crossing,
+    discrepancy_by_group,
+    discrepancy_curves,
+    intervals_by_round,
+)
 from fedelta.report.layers import IntervalChoice, Layers, read_layers
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
@@ -115,10 +121,18 @@ def _crossing_note(layers: Layers, strategy: FedLama, choice: IntervalChoice) ->
         return "With phi = 1 every group travels in every round."
     where = "before the crossing, and the one at it" if is_included else "before the crossing"
     return (
+        f"The curves cross at l = {_crossing(choice)}. "
         f"{count(num_groups)} of {count(len(layers.sizes))} groups were given an interval of {strategy.phi} rounds: "
         f"those {where}. They have {percent(choice.parameter_share)} of the parameters and "
         f"{percent(choice.discrepancy_share)} of the discrepancy."
     )
+
+
+def _crossing(choice: IntervalChoice) -> str:
+    """The first l at which the discrepancy is not below the parameters, and where the curves cross."""
+    delta, rest = choice_curves(choice)
+    first = next(place for place, pair in enumerate(zip(delta, rest, strict=True)) if pair[0] >= pair[1])
+    return f"{count(first)}, at {percent(crossing(delta, rest)[1], 0)}"
 
 
 def _numbers(choice: IntervalChoice) -> Counter[int]:

@@ -96,9 +96,16 @@ def _row(run: History, promise: Promise) -> list[str]:
 
 def _pictures(runs: Sequence[History]) -> list[Picture]:
     pictures = [
-        picture(epsilon_by_round(runs), "pe", "Epsilon against rounds"),
+        picture(epsilon_by_round(runs), "pe", "Epsilon against rounds", note=_epsilon_note(runs)),
         picture(measure_by_epsilon(runs), "pm", f"{capitalised(runs[0].primary.label)} against epsilon"),
     ]
     if any(map(is_adaptive, runs)):
         pictures.append(picture(clipping_by_round(runs), "pc", "Clipping norm against rounds"))
     return pictures
+
+
+def _epsilon_note(runs: Sequence[History]) -> str:
+    promises = [run.promise for run in runs if run.promise is not None]
+    parts = ["strong: accounted; faint: by RDP"] if any(promise.accountant == "pld" for promise in promises) else []
+    parts += ["dotted: the largest that is allowed"] if any(promise.limit for promise in promises) else []
+    return f"{capitalised('; '.join(parts))}." if parts else ""

@@ -13,6 +13,7 @@ from importlib import metadata
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from fedelta.record.neutral import paragraphs
+from fedelta.report.drawing import library
 
 SHARED = "fedelta.report"
 
@@ -37,7 +38,8 @@ def _environment(package: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals["version"] = _version()
+    environment.globals |= {"version": _version(), "library": library}
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment
 
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 from fedelta.record.history import History
 from fedelta.record.numbers import capitalised, count, size
 from fedelta.report.elements import Line, Picture, legend, picture
-from fedelta.report.plots import bytes_by_group, loss_by_round, measure_by_round, measure_by_traffic, share_by_round
+from fedelta.report.plots import bytes_by_part, loss_by_round, measure_by_round, measure_by_traffic, share_by_round
 
-_FULL = "Dotted: where full fine-tuning in float32 would be after its first three rounds."
+_FULL = "Dotted{}: where full fine-tuning in float32 would be after its first three rounds."
 _SYNCED = "Strong: rounds in which all groups were averaged; faint: all rounds."
 
 
@@ -36,7 +36,7 @@ def results(runs: Sequence[History]) -> Results:
     if not any(run.rounds for run in runs):
         return Results([], [], [])
     if len(runs) == 1:
-        return Results([], [*_curves(runs), _traffic(runs[0], "d", "Traffic by group and direction")], [])
+        return Results([], [*_curves(runs), _traffic(runs[0], "d", "Traffic by part and direction")], [])
     traffic = [_traffic(run, f"t{index}", run.name) for index, run in enumerate(runs) if run.rounds]
     return Results(legend([run.name for run in runs]), _curves(runs), traffic)
 
@@ -44,15 +44,21 @@ def results(runs: Sequence[History]) -> Results:
 def _curves(runs: Sequence[History]) -> list[Picture]:
     measure, loss = (capitalised(measure.label) for measure in (runs[0].primary, runs[0].task.loss))
     synced = _SYNCED if any(run.has_partial_syncs for run in runs) else ""
-    full = _FULL if any(run.full_round_bytes is not None for run in runs) else ""
+    sizes = {run.full_round_bytes for run in runs if run.full_round_bytes is not None}
+    full = _FULL.format(", in the colour of the run" if len(sizes) > 1 else "") if sizes else ""
     return [
         picture(measure_by_round(runs), "a", f"{measure} against rounds", note=synced),
         picture(
             measure_by_traffic(runs), "b", f"{measure} against traffic", says=f"{measure} against MiB sent", note=full
         ),
-        picture(loss_by_round(runs), "c", f"{loss} against rounds"),
+        picture(loss_by_round(runs), "c", f"{loss} against rounds", note=_losses(runs)),
         *_shares(runs),
     ]
+
+
+def _losses(runs: Sequence[History]) -> str:
+    words = " and ".join(dict.fromkeys(run.measured_on for run in runs))
+    return f"Strong: {words}; faint: training." if any(run.train_losses for run in runs) else ""
 
 
 def _shares(runs: Sequence[History]) -> list[Picture]:
@@ -72,4 +78,4 @@ def _traffic(run: History, prefix: str, title: str) -> Picture:
     if num_clients:
         clients = "client" if num_clients == 1 else f"{count(num_clients)} clients"
         note += f"; {size(num_clients * run.ledger.backbone_bytes)} for the {clients} that took part"
-    return picture(bytes_by_group(run), prefix, title, says="MiB by group and direction", note=f"{note}.")
+    return picture(bytes_by_part(run), prefix, title, says="MiB by part of the model and direction", note=f"{note}.")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import get_args
-
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from fedelta.federation.records import SiteState
 from fedelta.record.history import History
-from fedelta.report.drawing import GRID, MUTED, SERIES, SIZE, blank, style
-from fedelta.report.plots import shortened
+from fedelta.report.charts import FIT, Axis, keyed
+from fedelta.report.drawing import MUTED, SERIES, WIDE, Chart
+from fedelta.report.plots import named_rows
 
 # Blue for what is well, warm colours for what is not; late and busy are one thing, in two rounds.
 _COLORS: Mapping[str, str] = {
@@ -27,31 +24,33 @@ _COLORS: Mapping[str, str] = {
 }
 
 
-def attendance(run: History) -> Figure:
-    """What each site did in each round."""
-    states = [
-        {entry["site"]: entry["state"] for entry in record["sites"]} for record in run.rounds if "sites" in record
-    ]
-    rounds = [record["round"] for record in run.rounds if "sites" in record]
+def attendance(run: History) -> Chart:
+    """What each site did in each round; rounds in which it did the same are one bar."""
+    records = [record for record in run.rounds if "sites" in record]
+    states = [{entry["site"]: entry["state"] for entry in record["sites"]} for record in records]
     names = sorted({name for in_round in states for name in in_round})
-    with style():
-        figure = blank((2 * SIZE[0], 0.75 + 0.3 * len(names)))
-        axes = figure.subplots()
-        axes.set_facecolor(GRID)
-        edges = np.append(np.array(rounds) - 0.5, rounds[-1] + 0.5)
-        used = [state for state in get_args(SiteState) if any(state in in_round.values() for in_round in states)]
-        for row, name in enumerate(names):
-            for state in used:
-                is_so = np.array([float(in_round.get(name) == state) for in_round in states])
-                axes.stairs(row - 0.4 + 0.8 * is_so, edges, baseline=row - 0.4, fill=True, color=_COLORS[state])
-        axes.set_yticks(range(len(names)), [shortened(name) for name in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(edges[0], edges[-1])
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False)
-        axes.set(xlabel="Round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        handles = [Patch(color=_COLORS[state], label=state) for state in used]
-        # On the left: a narrow screen shows this end of the figure first.
-        figure.legend(handles=handles, loc="outside upper left", ncols=7, fontsize=8)
-        return figure
+    rows = []
+    for name in names:
+        numbered = zip((record["round"] for record in records), states, strict=True)
+        for state, members in groupby(numbered, key=lambda pair: pair[1].get(name)):
+            rounds = [round for round, _ in members]
+            if state is not None:
+                rows.append(
+                    {"site": name, "state": state, "from": rounds[0] - 0.5, "to": rounds[-1] + 0.5}
+                    | {"rounds": f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"{rounds[0]}"}
+                )
+    used = {state: _COLORS[state] for state in get_args(SiteState) if any(row["state"] == state for row in rows)}
+    x = Axis("Round", is_whole=True, domain=(records[0]["round"] - 0.5, records[-1]["round"] + 0.5))
+    encoding = {
+        "y": named_rows("site", names),
+        "x": x.encoding("from"),
+        "x2": {"field": "to"},
+        "color": keyed("", used, "state"),
+        "tooltip": [
+            {"field": "site", "title": "Site"},
+            {"field": "state", "title": "State"},
+            {"field": "rounds", "title": "Rounds"},
+        ],
+    }
+    size = {"width": WIDE, "height": 75 + 26 * len(names), "autosize": FIT}
+    return Chart(size | {"data": {"values": rows}, "mark": "bar", "encoding": encoding})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedelta.record.history import History
-from fedelta.record.numbers import TIMES, bare, capitalised, count, headed, mebibytes, size
+from fedelta.record.numbers import bare, capitalised, count, headed, mebibytes, size, times
 from fedelta.record.sites import PRESENT, OwnMeasures, SiteTotals, own_measures, totals_of_sites
 from fedelta.report.elements import Picture, Table, picture
 from fedelta.report.site_plot import attendance
@@ -60,7 +60,7 @@ def _text(run: History, totals: Sequence[SiteTotals]) -> str:
         sentences.append("The measures of the run are over the test examples of all sites that answered.")
     on_the_wire = sum(site.downlink_bytes + site.uplink_bytes for site in totals)
     if payloads := run.ledger.total_bytes:
-        ratio = f"{on_the_wire / payloads:.2f} {TIMES} the payloads"
+        ratio = f"{times(on_the_wire / payloads)} the payloads"
         sentences.append(f"Messages between server and sites: {size(on_the_wire)}, {ratio}.")
     return " ".join(sentences)
 

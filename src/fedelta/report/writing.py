@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from matplotlib.figure import Figure
-
 from fedelta.durable import write_atomic
 from fedelta.errors import InputError
 from fedelta.record.history import History, read_histories
@@ -28,6 +26,7 @@ from fedelta.report import (
 )
 from fedelta.report.clients import clients
 from fedelta.report.details import details
+from fedelta.report.drawing import Chart
 from fedelta.report.headline import headline
 from fedelta.report.misfits import misfits
 from fedelta.report.participation import participation, rejections
@@ -64,7 +63,7 @@ def page(runs: Sequence[History]) -> str:
     return render("report.html", {"title": title, "sections": list(_sections(runs))})
 
 
-def measure_figure(runs: Sequence[Path]) -> Figure:
+def measure_figure(runs: Sequence[Path]) -> Chart:
     """A figure of the primary measure by round and by traffic; `drawing.to_png` makes a picture of it.
 
     Raises:

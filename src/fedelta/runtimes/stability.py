@@ -28,7 +28,8 @@ class Stability(Settings):
     Args:
         dropout_fraction: probability that a client of the cohort cannot be reached in a round; nothing is sent to it.
         vanish_fraction: probability that a client that was reached does not reply; its download was sent.
-        examples_per_second: training speed of the median client; None: training takes no simulated time.
+        examples_per_second: training speed of the median client; None: training takes no simulated time. Dialogues
+            count by their tokens: one as long as the mean of all clients' is one example.
         speed_spread: standard deviation of the logarithm of the clients' speeds; a client's speed is constant.
         megabits_per_second: speed of every client's link. Uploads are assumed to be as long as downloads. None:
             transfers take no simulated time.
@@ -64,7 +65,8 @@ class Unstable:
         client: settings of local training, for the work per round.
         num_examples: client id to the number of its training examples.
         seed: of the run.
-        workloads: client id to the share of the model that it runs; 1 for a client that is not listed.
+        workloads: client id to the work of one of its examples, in units of an average example in the whole model; 1
+            for a client that is not listed.
     """
 
     runtime: Runtime
