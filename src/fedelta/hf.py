@@ -94,8 +94,7 @@ def federate_trainer(
     return federate(
         model, clients, test, tuning=tuning, codec=codec, task=task, config=config, processor=processing_class,
         strategy=strategy, collate=collate, client=config.client if given is None else given.client,
-        seed=None if given is None else given.seed,
-        metrics=None if compute_metrics is None else _metrics(compute_metrics, task),
+        seed=None if given is None else given.seed, metrics=compute_metrics and _metrics(compute_metrics, task),
         out=None if args is None or not args.output_dir else Path(args.output_dir), resume=resume, on_round=on_round,
     )  # fmt: skip
 
