@@ -19,7 +19,7 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo deploy-demo test lint types unit coverage slow bench bench-peers profile format clean distclean
+.PHONY: help install demo deploy-demo test lint types unit coverage slow docs dist dist-demo bench bench-peers profile format clean distclean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,21 @@ coverage: $(STAMP) ## Run the tests with coverage, and fail where too little is 
 slow: $(STAMP) ## Run the tests marked slow
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)
 
+docs: $(STAMP) ## Build the documentation into site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+dist: $(STAMP) ## Build wheel and sdist into dist/ and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/twine check --strict dist/*
+
+dist-demo: dist ## Install the wheel into a new environment of PYTHON and run the demo there
+	$(eval FRESH := $(shell mktemp -d))
+	$(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd $(FRESH) && bin/fedelta run demo
+	rm -rf $(FRESH)
+
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python benchmarks/bench.py
 
@@ -68,7 +83,7 @@ format: $(STAMP) ## Format the code and apply safe lint fixes
 	$(BIN)/ruff check --fix .
 
 clean: ## Delete caches and build results; keep the environment and runs/
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov
 	find src tests benchmarks pretraining -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## Delete the environment too

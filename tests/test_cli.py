@@ -126,6 +126,25 @@ def test_an_unforeseen_error_is_one_message_of_check(fedelta, tmp_path, monkeypa
     assert "a run would fail with ZeroDivisionError: division by zero" in err
 
 
+def test_the_version_is_that_of_the_package(fedelta):
+    from fedelta import __version__
+
+    assert fedelta("--version") == (0, f"fedelta {__version__}\n", "")
+
+
+def test_list_describes_the_keys_of_a_section(fedelta):
+    code, out, _ = fedelta("list", "local_rule.fedprox")
+    assert code == 0
+    assert out.splitlines()[0] == '[local_rule] name = "fedprox"'
+    assert any(line.startswith("  mu: number >= 0, default 0.01") for line in out.splitlines())
+
+
+def test_list_of_an_unknown_section_names_the_nearest(fedelta):
+    code, out, err = fedelta("list", "fedprox")
+    assert (code, out) == (2, "")
+    assert "did you mean `fedelta list local_rule.fedprox`?" in err
+
+
 def test_list_names_what_a_configuration_can_hold(fedelta):
     code, out, _ = fedelta("list")
     assert code == 0

@@ -523,3 +523,15 @@ def test_as_many_clients_as_a_round_asks_may_be_left():
     config = parse_config(table(partition=IID, personalization={"held_out_clients": 8, "lrs": [1, 0.5]}))
     assert config.personalization.lrs == (1.0, 0.5)
     assert parse_config(tomllib.loads(config.to_toml())) == config
+
+
+def test_a_recipe_of_the_package_is_called_by_its_name_unless_a_file_has_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_config(repository / "recipes" / "demo.toml")
+    assert load_config("demo") == recipe
+    Path("demo").write_text(recipe.to_toml().replace("seed = 7", "seed = 8"))
+    assert load_config("demo").seed == 8
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_config("dem")

@@ -91,3 +91,22 @@ def test_a_command_loads_no_library_that_it_does_not_need(command: str, loaded: 
 
 def test_what_a_command_imports_lightly_works_when_it_is_needed_after_all(loaded: dict[str, list[object]]):
     assert loaded["afterwards"] == [2, [1, 0], True]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["run", "--help"]])
+def test_a_command_that_only_prints_loads_no_heavy_library(arguments: list[str]):
+    allowed = {"pydantic"} if arguments == ["list"] else set()  # the registries are made of settings
+    code = f"""
+import sys
+from fedelta.cli import main
+sys.argv = ["fedelta", *{arguments}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, cwd=ROOT
+    )
+    assert not {*done.stdout.splitlines()[-1].split()} & HEAVY - allowed

@@ -33,6 +33,7 @@ LAYERS = (  # low to high
     ("assembly",),
     (
         "choices",
+        "drafting",
         "evaluation",
         "experiment",
         "federating",

@@ -1,8 +1,8 @@
-"""docs/results/peers.md, and the table of the README, from the results of the benchmark.
+"""docs/results/peers.md, and the table in docs/results/index.md, from the results of the benchmark.
 
-    .venv/bin/python -m benchmarks.peers.page [--results FILE] [--page FILE] [--readme README.md]
+    .venv/bin/python -m benchmarks.peers.page [--results FILE] [--page FILE] [--summary docs/results/index.md]
 
-The benchmark writes the page itself; this writes it again, with `--readme` also the table between two comments there.
+The benchmark writes the page itself; this writes it again, with `--summary` also the table between two comments there.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--summary", type=Path)
     options = parser.parse_args()
     results = json.loads(options.results.read_text())
     options.page.write_text(page(results))
-    if options.readme:
-        options.readme.write_text(with_table(options.readme.read_text(), readme_table(results)))
+    if options.summary:
+        options.summary.write_text(with_table(options.summary.read_text(), summary_table(results)))
 
 
 def page(results: Results) -> str:
@@ -51,7 +51,7 @@ def page(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_table(results: Results) -> str:
+def summary_table(results: Results) -> str:
     """Seconds and memory of fedelta and of the best peer, work by work."""
     lines = [
         "| work | fedelta | best peer | ratio | goal | MiB | MiB of that peer |",

@@ -119,7 +119,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration in a TOML file.
 
     Args:
-        path: of the file.
+        path: of the file, or the name of a recipe that comes with the package, such as `demo`.
         overrides: `section.key=value`, as given to `--set`; values in TOML, or bare words; nothing drops the key.
 
     Raises:
@@ -128,13 +128,23 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     return parse_config(read_table(path), overrides, origin=str(path))
 
 
+def _recipe(name: Path) -> Path | None:
+    """The recipe of the package that is called `name`; None if there is none, or a file of this name."""
+    if name.exists() or name.suffix or len(name.parts) != 1:
+        return None
+    # In a wheel they are inside of the package, in a source tree beside it.
+    folders = (Path(__file__).with_name("recipes"), Path(__file__).parents[2] / "recipes")
+    return next((file for folder in folders if (file := folder / f"{name}.toml").is_file()), None)
+
+
 def read_table(path: str | Path) -> Table:
-    """The content of a TOML file, unchecked.
+    """The content of a TOML file, unchecked; of a recipe of the package if there is no file of this name.
 
     Raises:
         ConfigError: unreadable, or not TOML.
         PluginError: the file belongs to a run with plug-ins that are not loaded.
     """
+    path = _recipe(Path(path)) or path
     if Path(path).name == CONFIG:
         refuse_missing(RunDirectory(Path(path).parent).plugins, f"run {str(Path(path).parent)!r}")
     try:

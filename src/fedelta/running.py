@@ -233,6 +233,8 @@ def _finish(parts: Parts, params: Params, logs: _Logs) -> Record:
     )
     if details.confusion is not None:
         write_atomic(run.path / rundir.CONFUSION, to_json(details.confusion.as_record()) + "\n")
+    if details.mistakes:
+        write_atomic(run.path / rundir.MISTAKES, to_json({"mistakes": [*details.mistakes]}) + "\n")
     keep_adapter(run.adapter, parts, params, record)
     if exit_blocks(parts.model.backbone.module):
         # Measures the cost of an answer at each exit, unless the run was measured on this machine before.

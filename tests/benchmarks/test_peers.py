@@ -16,7 +16,7 @@ from benchmarks.peers.growth import points
 from benchmarks.peers.loaded import load
 from benchmarks.peers.measure import Figures, Plan
 from benchmarks.peers.memory import family, pss_bytes
-from benchmarks.peers.page import BEGIN, END, page, readme_table, with_table
+from benchmarks.peers.page import BEGIN, END, page, summary_table, with_table
 from benchmarks.peers.prepare import experiment_of, prepare
 from benchmarks.peers.side import SIDES
 from benchmarks.peers.sides.bare import total
@@ -202,12 +202,12 @@ def test_the_page_says_so_if_fedelta_is_nowhere_behind(results: dict) -> None:
 
 
 def test_the_readme_gets_the_table_between_its_comments(results: dict) -> None:
-    text = with_table(f"before\n{BEGIN}\n\nold\n\n{END}\nafter", readme_table(results))
+    text = with_table(f"before\n{BEGIN}\n\nold\n\n{END}\nafter", summary_table(results))
     assert text.startswith(f"before\n{BEGIN}\n\n| work |")
     assert text.endswith(f"|\n\n{END}\nafter")
     assert "old" not in text
     assert "| the work W1 | 2 | 3, BlazeFL" in text
-    assert with_table(text, readme_table(results)) == text
+    assert with_table(text, summary_table(results)) == text
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}", f"{BEGIN} {END} {END}"])

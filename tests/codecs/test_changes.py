@@ -12,7 +12,7 @@ from tests.builders import spec_of
 
 from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
-from fedelta.codecs.changes import Mirror, Reader, first_download
+from fedelta.codecs.changes import Mirror, Reader, first_download, whole_download
 from fedelta.codecs.quantize import Integers
 from fedelta.codecs.sparse import TopK
 from fedelta.codecs.wire import decode, encode
@@ -72,7 +72,7 @@ def test_clients_that_come_and_go_hold_the_servers_bits(codec: Codec, compress: 
             for name, tensor in received.items():
                 assert torch.equal(tensor, mirror.tensors[name].value.float())
             if not compress:
-                assert len(payload) <= len(first_download(select(values, names), SPEC, codec, compress=False))
+                assert len(payload) <= len(whole_download(select(values, names), SPEC, codec, compress=False))
             if accepted:
                 clients[client_id] = clients[client_id] | {name: tensor.half() for name, tensor in received.items()}
                 kept[client_id] = names
@@ -100,6 +100,17 @@ def test_an_up_to_date_client_gets_a_change_and_a_new_one_the_whole_value():
     # a: four groups; n, check, length, exponent, scales, integers; b: two groups. c: a change would be longer.
     assert change == {"a": 1 + 4 + 1 + (1 + 2 * 4 + 100), "b": 1 + 4 + 1 + (1 + 2 * 2 + 35), "c": 1 + 2}
     assert whole == {"a": 1 + 2 * 200, "b": 1 + 2 * 70, "c": 1 + 2}
+
+
+def test_a_mirror_begins_with_a_value_that_travels_as_integers():
+    mirror = Mirror().advanced(1, walked(1), SPEC, INT4, 0)
+    payload, first = mirror.payload(walked(1), mirror.since(0, SPEC.names), SPEC, INT4, compress=False)
+    # As above, with a byte for each integer; for c float16 is shorter.
+    assert first == {"a": 1 + (1 + 2 * 4 + 200), "b": 1 + (1 + 2 * 2 + 70), "c": 1 + 2}
+    for name, value in decode(payload, SPEC, Reader(INT4, {}))[0].items():
+        assert torch.equal(value, mirror.tensors[name].value.float())
+        # Half a step of 1/127 of the largest number, and of float16.
+        assert (value - walked(1)[name]).abs().max() <= (0.5 / 127 + 2.0**-11) * walked(1)[name].abs().max()
 
 
 def test_a_client_that_was_away_too_long_gets_the_whole_value_and_old_changes_are_dropped():

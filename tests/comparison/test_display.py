@@ -29,5 +29,5 @@ def test_the_table_in_a_terminal_has_each_figure_below_its_name(relative_cost, e
         "MiB/round": "0.500",
         "MiB": "2.00",
         **({"cost, %": "50.0"} if relative_cost else {}),
-        "time": "3.0 s",
+        "time": "3.0\N{NARROW NO-BREAK SPACE}s",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -199,3 +200,27 @@ def test_figures_of_the_frames_have_the_units_of_the_records():
 def test_a_long_reason_is_cut_and_a_traceback_left_out():
     assert one_line("ValueError: a\nb\n\nTraceback ...") == "ValueError: a b"
     assert len(one_line("x" * 999)) == 301
+
+
+def of_method(name: str, accuracies: Sequence[float], num_bytes: int) -> list[dict[str, object]]:
+    return [
+        cell({"method": name, "seed": str(seed)}, value, total_bytes=num_bytes)
+        for seed, value in enumerate(accuracies, start=1)
+    ]
+
+
+def test_a_front_is_clear_where_the_interval_over_the_seeds_excludes_zero():
+    cheap = of_method("cheap", (0.50, 0.60, 0.70), 100)
+    # Better by 0.05, 0.06 and 0.04: 0.05 ± 4.303 x 0.01 / sqrt(3) = 0.025, though the seeds differ by more than that.
+    better = of_method("better", (0.55, 0.66, 0.74), 200)
+    # Better than `better` by 0.10, -0.05 and 0.01: 0.02 ± 0.19.
+    lucky = of_method("lucky", (0.65, 0.61, 0.75), 300)
+    frame = groups(*cheap, *better, *lucky, axes=("method", "seed"))
+    assert frame["on_pareto_front"].tolist() == [True, True, True]
+    assert frame["front_is_clear"].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("num_bytes", [100, 200])
+def test_one_seed_makes_no_front_clear_except_that_of_the_cheapest(num_bytes):
+    frame = groups(*of_method("one", (0.5,), 100), *of_method("two", (0.9,), num_bytes), axes=("method", "seed"))
+    assert frame["front_is_clear"].tolist() == [num_bytes == 200, False]

@@ -30,6 +30,24 @@ def test_means_that_look_the_same_are_equally_good_and_a_failed_one_is_not():
     assert pivot(invented(axes, failed=("head", "bias", "lora"))).best == frozenset()
 
 
+def test_a_best_of_mere_chance_is_not_marked():
+    def column(*rows: tuple[float, ...]) -> frozenset[tuple[int, int]]:
+        cells = [
+            cell({"method": str(place), "x": "a", "seed": str(seed)}, value)
+            for place, values in enumerate(rows)
+            for seed, value in enumerate(values)
+        ]
+        result = pivot(of_rows(cells, axes=("method", "x", "seed")))
+        assert result is not None
+        return result.best
+
+    # The first is better by 0.1, -0.05 and 0.04, which is 0.03 ± 0.19; both are better than the third in every seed.
+    one, other, third = (0.8, 0.7, 0.79), (0.7, 0.75, 0.75), (0.2, 0.21, 0.22)
+    assert column(one, other) == frozenset()
+    assert column(one, other, third) == {(0, 1), (1, 1)}
+    assert column((0.9,), (0.1,)) == frozenset()  # a single seed tells nothing
+
+
 def test_an_accuracy_says_how_many_seeds_are_missing():
     labels = [{"tuning.name": name, "seed": seed} for name in ("head", "lora") for seed in ("1", "2")]
     cells = [

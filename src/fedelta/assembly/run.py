@@ -15,6 +15,7 @@ from fedelta.assembly.fitting import fit_lanes, fit_workers
 from fedelta.assembly.lanes import num_lanes
 from fedelta.assembly.local import processes_of, shared_out
 from fedelta.assembly.metrics import Metrics, checked_metrics
+from fedelta.assembly.mistakes import Mistakes
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
 from fedelta.assembly.parts import Peaks
@@ -161,7 +162,12 @@ class Assembly:
 
     def details(self, params: Params) -> Details:
         """All that the task measures of a finished model on the test set; see `site.details`."""
-        return details(self.site, params, self.data.test, self.data.class_names)
+        test, names = self.data.test, self.data.class_names
+        # Of many models none is shown; and of a private run nothing of those whom it protects.
+        if self.spec.kept or (self.config.privacy.is_on and self.config.data.evaluate_on != "test"):
+            return details(self.site, params, test, names)
+        mistakes = Mistakes(test, self.task, names, self.backbone.modality)
+        return replace(details(self.site, params, test, names, mistakes), mistakes=mistakes.records())
 
     def at_sites(self, outcome: RoundOutcome) -> Mapping[str, Record]:
         """Empty: there are no sites."""
@@ -315,7 +321,7 @@ def _check_deadline(config: Config, federation: Federation, params: Params) -> N
     if federation.tiers is not None:
         downloads = federation.tiers.held(downloads)
     num_bytes = {
-        names: len(config.codec.first_download(select({**state, **params}, names), federation.wire))
+        names: len(config.codec.whole_download(select({**state, **params}, names), federation.wire))
         for names in set(downloads.values())
     }
     times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in downloads.items())

@@ -154,7 +154,7 @@ def strategy_of(config: Config, spec: ParamSpec, params: Params, num_clients: in
 
     def exchange_bytes(names: tuple[str, ...]) -> int:
         tensors = select(params, names)
-        return len(config.codec.first_download(tensors, spec)) + len(config.codec.upload(tensors, spec))
+        return len(config.codec.whole_download(tensors, spec)) + len(config.codec.upload(tensors, spec))
 
     return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, exchange_bytes)
 

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -14,6 +15,7 @@ from fedelta.cli.base import err_console
 from fedelta.cli.deployment import attach, deploy, server_commands
 from fedelta.cli.looking import check, inspect, list_names
 from fedelta.cli.models import evaluate, export, personalize, predict
+from fedelta.cli.new import new
 from fedelta.cli.privacy import privacy
 from fedelta.cli.runs import compare, report, resume, run
 from fedelta.cli.site import site_commands
@@ -22,12 +24,26 @@ from fedelta.machine import available_cores, is_limited
 from fedelta.terminal import escape_unprintable
 
 app = typer.Typer(
-    help="Federated fine-tuning of pre-trained models that sends almost nothing over the network.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, resume, report, compare, inspect, evaluate, personalize, predict, export, check, privacy):
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
+) -> None:
+    """Federated fine-tuning of pre-trained models that sends almost nothing over the network."""
+    if version:
+        from fedelta import __version__
+
+        print(f"fedelta {__version__}")
+        raise typer.Exit
+
+
+for command in (new, run, resume, report, compare, inspect, evaluate, personalize, predict, export, check, privacy):
     app.command()(command)
 app.command("list")(list_names)
 app.command()(deploy)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from fedelta.cli.base import ConfigPath, Overrides, Plugins, err_console, loading, out_console
 from fedelta.errors import FedeltaError, InputError
@@ -57,12 +58,26 @@ def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = Non
         ) from error
 
 
-def list_names(plugin: Plugins = None) -> None:
-    """List everything that a configuration can name."""
+def list_names(
+    section: Annotated[
+        str | None,
+        typer.Argument(metavar="SECTION", help="a section, method or key, such as tuning, strategy.fedlama, tuning.r"),
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """List everything that a configuration can name, or every key of a section."""
     with loading(plugin):
-        from fedelta.choices import choices
+        from fedelta.choices import choices, sections_called
 
+    if section is not None:
+        from fedelta.settings.reference import described
+
+        with loading(None):
+            chosen = sections_called(section)
+        for text in described(chosen, out_console.width):
+            out_console.print(text, highlight=False, soft_wrap=True)
+        return
     table = Table("section", "choices")
-    for section, names in choices().items():
-        table.add_row(section, ", ".join(names))
-    out_console.print(table)
+    for key, names in choices().items():
+        table.add_row(key, ", ".join(names))
+    out_console.print(table, Text("`fedelta list SECTION` describes every key of one, such as `fedelta list tuning`."))

@@ -7,13 +7,17 @@ a round in which x travels to somebody,
 
 on both sides, in float32 before the rounding, so that both have the same bits. What the codec and the rounding leave
 out is x - y', and part of the next change: the residual needs no place of its own. A client trains from y', its anchor.
+A mirror begins with y = float16(int8(x)), int8 in groups of 64 (quantize.py): close enough to train from, and half as
+long as float16.
 
 A client that holds y of an earlier round gets all changes since, in their order; one that holds nothing, or for which
-that would be longer, gets y' itself in float16. So the server knows of each client and tensor only the round in which
-the client got what it holds: that of its last *accepted* reply, because a client keeps a download only then. Of the
-changes it keeps those that together are shorter than y'. The bytes of a tensor:
+that would be longer, gets y' itself: as those integers in the round in which y begins, else in float16. So the server
+knows of each client and tensor only the round in which the client got what it holds: that of its last *accepted* reply,
+because a client keeps a download only then. Of the changes it keeps those that together are shorter than y'. A tensor
+in bytes:
 
     0 | y in float16, 2 bytes a number
+    255 | y as int8, where it begins
     n, 1 byte, from 1 | check, 4 bytes | n times: length of the change, LEB128 | change
 
 The check is the lower half of the 64-bit XXH3 of the bytes of y before the first change: a client that holds something
@@ -35,6 +39,7 @@ from xxhash import xxh3_64
 
 from fedelta.codecs.base import Codec, Packed
 from fedelta.codecs.cast import Cast
+from fedelta.codecs.quantize import Integers
 from fedelta.codecs.wire import encode, from_leb128, to_leb128
 from fedelta.errors import PayloadError
 from fedelta.params import Params, ParamSpec, bytes_of, is_finite
@@ -42,8 +47,10 @@ from fedelta.seeds import derive
 
 SUFFIX = "+changes"  # of a codec's name in the header of a payload
 _CHECK_BYTES = 4
-_MOST_CHANGES = 255
+_MOST_CHANGES = 254
 _WHOLE = 0
+_BEGUN = 255
+_FIRST_CODEC = Integers(name="int8")
 
 
 class _Change(NamedTuple):
@@ -62,11 +69,13 @@ class _Tensor:
         value: y, float16.
         start: the round of y before the first of `changes`.
         changes: the last ones, ascending.
+        first: y as int8 in the round in which it begins, if that is shorter than float16.
     """
 
     value: Tensor
     start: int
     changes: tuple[_Change, ...] = ()
+    first: bytes = b""
 
     @property
     def round(self) -> int:
@@ -83,7 +92,9 @@ class _Tensor:
     def body(self, round: int) -> bytes:
         """The bytes for a client that holds y of `round`; 0 for none."""
         missing = tuple(change for change in self.changes if change.round > round)
-        return _chain(missing) if round and missing else _whole(self.value)
+        if round and missing:
+            return _chain(missing)
+        return bytes([_BEGUN]) + self.first if self.first else bytes([_WHOLE]) + bytes_of(self.value)
 
 
 @dataclass(frozen=True)
@@ -227,6 +238,8 @@ class Reader:
             raise PayloadError(f"`{name}`: no byte of a change.")
         if data[0] == _WHOLE:
             return Cast(name="float16").unpack(name, data[1:], shape)
+        if data[0] == _BEGUN:
+            return _as_half(name, _FIRST_CODEC.unpack(name, data[1:], shape)).float()
         held = self.held.get(name)
         if held is None or tuple(held.shape) != shape or _check(held) != data[1 : 1 + _CHECK_BYTES]:
             raise PayloadError(f"`{name}`: the download changes a value that the client does not hold.")
@@ -261,8 +274,20 @@ def first_download(values: Params, spec: ParamSpec, codec: Codec, *, compress: b
     return mirror.payload(values, [0] * len(values), spec, codec, compress=compress)[0]
 
 
+def whole_download(values: Params, spec: ParamSpec, codec: Codec, *, compress: bool) -> bytes:
+    """The payload of a client that holds nothing, if `values` have travelled in earlier rounds."""
+    begun = Mirror().advanced(1, values, spec, codec, 0)
+    mirror = Mirror({name: replace(tensor, first=b"") for name, tensor in begun.tensors.items()})
+    return mirror.payload(values, [0] * len(values), spec, codec, compress=compress)[0]
+
+
 def _begun(name: str, value: Tensor, round: int) -> _Tensor:
-    return _Tensor(_as_half(name, value.detach().cpu()), round)
+    value = value.detach().cpu()
+    first = bytes(_FIRST_CODEC.pack(name, value.float(), 0))
+    if len(first) >= 2 * value.numel():
+        return _Tensor(_as_half(name, value), round)
+    decoded = _FIRST_CODEC.unpack(name, memoryview(first), tuple(value.shape))
+    return _Tensor(_as_half(name, decoded), round, first=first)
 
 
 def _changed(name: str, before: _Tensor, value: Tensor, codec: Codec, *, round: int, seed: int) -> _Tensor:
@@ -288,10 +313,6 @@ def _as_half(name: str, value: Tensor) -> Tensor:
 
 def _check(value: Tensor) -> bytes:
     return (xxh3_64(bytes_of(value)).intdigest() & 0xFFFFFFFF).to_bytes(_CHECK_BYTES, "little")
-
-
-def _whole(value: Tensor) -> bytes:
-    return bytes([_WHOLE]) + bytes_of(value)
 
 
 def _chain(changes: tuple[_Change, ...]) -> bytes:

@@ -25,7 +25,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer, model_vali
 from fedelta.catalog import CODECS
 from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
-from fedelta.codecs.changes import Mirror, Reader, first_download
+from fedelta.codecs.changes import Mirror, Reader, first_download, whole_download
 from fedelta.codecs.sparse import RandomK, TopK
 from fedelta.codecs.wire import encode
 from fedelta.params import Params, ParamSpec
@@ -87,9 +87,15 @@ class Channel(Settings):
         return encode(params, spec, self.up, compress=self.compresses)[0]
 
     def first_download(self, params: Params, spec: ParamSpec) -> bytes:
-        """The download of these tensors for a client that holds nothing; no other is longer."""
+        """The download of these tensors in the first round in which they travel."""
         if self.sends_changes:
             return first_download(params, spec, self.down, compress=self.compresses)
+        return encode(params, spec, self.down, compress=self.compresses)[0]
+
+    def whole_download(self, params: Params, spec: ParamSpec) -> bytes:
+        """The download of these tensors for a client that holds nothing in a later round; no other is longer."""
+        if self.sends_changes:
+            return whole_download(params, spec, self.down, compress=self.compresses)
         return encode(params, spec, self.down, compress=self.compresses)[0]
 
     def reader(self, held: Params) -> Codec:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedelta.record.history import History
 
 STATE, REASON, RUN = "state", "reason", "run"
-IS_BEST, ON_FRONT = "is_best", "on_pareto_front"
+IS_BEST, ON_FRONT, IS_CLEAR = "is_best", "on_pareto_front", "front_is_clear"
 NUM_SEEDS, NUM_CELLS = "num_seeds", "num_cells"
 ROUND = "round"
 TOTAL_BYTES, RELATIVE_COST, EPSILON = "total_bytes", "relative_cost", "epsilon"
@@ -186,4 +186,5 @@ def reserved(task: Task) -> frozenset[str]:
     names = {name: column for column in columns for name in (column.name, *column.in_groups)}
     files = {column.file.format(name) for name, column in names.items()}
     trials = {column.file.format(f"validation_{column.name}") for column in columns}
-    return frozenset({*names, *files, *trials, STATE, REASON, RUN, IS_BEST, ON_FRONT, NUM_SEEDS, NUM_CELLS, ROUND})
+    marks = {IS_BEST, ON_FRONT, IS_CLEAR, NUM_SEEDS, NUM_CELLS, ROUND}
+    return frozenset({*names, *files, *trials, *marks, STATE, REASON, RUN})

@@ -76,12 +76,12 @@ class Display:
 def print_table(comparison: Comparison, console: Console) -> None:
     """Prints the table of the groups and the paths of the files."""
     groups = group_table(comparison)
-    caption = "± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
+    caption = "± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front, ~: within noise"
     table = Table(title=comparison.name, caption=caption, box=box.SIMPLE_HEAD)
     for place, name in enumerate(groups.short):
         table.add_column(escape(name), justify="left" if place < groups.num_labels else "right", no_wrap=True)
     for row in groups.rows:
-        table.add_row(*map(escape, row[:-1]), row[-1] and "*")
+        table.add_row(*map(escape, row[:-1]), {"front": "*", "": ""}.get(row[-1], "~"))
     # Wider than a narrow terminal if needed, so that no row is broken into two lines.
     natural = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
     Console(file=console.file, width=max(console.width, natural)).print(table)

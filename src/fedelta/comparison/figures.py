@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from fedelta.record.numbers import MIB
@@ -25,6 +25,7 @@ class Mark:
         name: of the group.
         family: index of its family, which determines colour and shape.
         family_name: name of the family in the legend.
+        color: its own, if the groups are few; empty for that of its family.
         total_bytes: of a run, both directions.
         height: mean of the primary measure, in its unit: a fraction in percent.
         deviation: likewise; None with one seed.
@@ -36,6 +37,7 @@ class Mark:
     name: str
     family: int
     family_name: str
+    color: str
     total_bytes: float
     height: float
     deviation: float | None
@@ -88,6 +90,7 @@ def measure_by_epsilon(marks: Sequence[Mark], primary: Measure, *, wide: bool) -
     if is_open:
         across["axis"] |= {"labelExpr": f"datum.value > {known[-1] * 1.001} ? 'none' : datum.label"}
     up = _height(primary).encoding("y")
+    marks = [replace(mark, color="") for mark in marks]  # a line joins the marks of a family
     lines = {
         "mark": {"type": "line", "strokeWidth": 1.2},
         "encoding": {"x": across, "y": up, "color": _families(marks)["color"]},
@@ -112,6 +115,7 @@ def _of_marks(
     rows = [_row(mark, beyond) for mark in marks]
     names = [{"field": "number", "title": "Row"}, {"field": "name", "title": "Group"}]
     tooltip = [*names, tip, {"field": "text", "title": height.title}]
+    up = up | {"scale": up["scale"] | {"padding": 12}}
     place = {"x": across, "y": up}
     families = _families(marks)
     shown = place | families | {"tooltip": tooltip}
@@ -143,6 +147,7 @@ def _row(mark: Mark, beyond: float) -> Spec:
         "number": str(mark.number),
         "name": mark.name,
         "family": mark.family_name,
+        "color": mark.color,
         "on_front": mark.on_front,
         "text": f"{mark.height:.4g}",
     }
@@ -157,6 +162,8 @@ def _row(mark: Mark, beyond: float) -> Spec:
 
 def _families(marks: Sequence[Mark]) -> dict[str, Spec]:
     """The channels of colour and shape, with one legend above the plot."""
+    if all(mark.color for mark in marks):
+        return {"color": {"field": "color", "type": "nominal", "scale": None}}
     names = dict(sorted({mark.family: mark.family_name for mark in marks}.items()))
     color = keyed("", {name: SERIES[family % len(SERIES)] for family, name in names.items()}, "family")
     shape = keyed("", {name: SHAPES[family % len(SHAPES)] for family, name in names.items()}, "family")

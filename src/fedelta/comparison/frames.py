@@ -14,6 +14,7 @@ from pandas import DataFrame, Series, concat
 from fedelta.comparison.columns import (
     COSTS,
     IS_BEST,
+    IS_CLEAR,
     NUM_CELLS,
     NUM_SEEDS,
     ON_FRONT,
@@ -24,6 +25,7 @@ from fedelta.comparison.columns import (
     TOTAL_BYTES,
     Column,
 )
+from fedelta.comparison.intervals import BySeed, by_seed, is_better
 
 Row = Mapping[str, object]
 
@@ -89,6 +91,9 @@ def groups_frame(
         task_axes: those of `axes` that change the data or their division. Each task has its own Pareto front, because
             measures of different tasks cannot be compared.
         higher_is_better: of the primary measure.
+
+    A member of the front is clear if it is better by more than chance (`intervals.py`) than every row of its task that
+    sends no more.
     """
     keys = [*axes, *([] if searched is None else [searched])]
     rows = [_group(members, keys, (*measures, *COSTS)) for members in split(cells, axes)]
@@ -98,6 +103,9 @@ def groups_frame(
     groups = _frame(rows, dtypes | dict.fromkeys((STATE, REASON), "object"))
     front = _on_front(groups, measures[0].in_groups[0], task_axes, higher_is_better=higher_is_better)
     groups.insert(groups.columns.tolist().index(STATE), ON_FRONT, front)
+    seeds = [by_seed(members, measures[0].name) for members in split(cells, axes)]
+    clear = _is_clear(groups, seeds, task_axes, higher_is_better=higher_is_better)
+    groups.insert(groups.columns.tolist().index(STATE), IS_CLEAR, clear)
     return groups
 
 
@@ -187,3 +195,18 @@ def _on_front(groups: DataFrame, mean: str, task_axes: Sequence[str], *, higher_
         points = list(zip(task[TOTAL_BYTES].tolist(), task[mean].tolist(), strict=True))
         on_front |= zip(task.index, pareto_front(points, higher_is_better=higher_is_better), strict=True)
     return Series([on_front.get(place, False) for place in groups.index], dtype="bool")
+
+
+def _is_clear(
+    groups: DataFrame, seeds: Sequence[BySeed], task_axes: Sequence[str], *, higher_is_better: bool
+) -> Series[bool]:
+    clear = dict.fromkeys(range(len(groups)), False)
+    on_front, sent = groups[ON_FRONT].tolist(), groups[TOTAL_BYTES].tolist()
+    for task in split(groups[groups[TOTAL_BYTES].notna()], task_axes):
+        places = task.index.tolist()
+        for place in places:
+            rivals = [other for other in places if other != place and sent[other] <= sent[place]]
+            clear[place] = on_front[place] and all(
+                is_better(seeds[place], seeds[other], higher_is_better=higher_is_better) for other in rivals
+            )
+    return Series([clear[place] for place in groups.index], dtype="bool")

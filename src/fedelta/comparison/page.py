@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedelta.comparison.columns import EPSILON, IS_BEST, ON_FRONT, REASON, STATE, TOTAL_BYTES
+from fedelta.comparison.columns import EPSILON, IS_BEST, IS_CLEAR, ON_FRONT, REASON, STATE, TOTAL_BYTES
 from fedelta.comparison.figures import MAX_NAMES, Mark, measure_by_bytes, measure_by_epsilon, measure_by_round
 from fedelta.comparison.frames import FAILED, FINISHED, mean_curve, one_line, split
 from fedelta.comparison.result import Comparison, Record, pivot, records, short
-from fedelta.comparison.tables import group_table, note, primary_in_words
+from fedelta.comparison.tables import BEST_IN_WORDS, group_table, note, primary_in_words
 from fedelta.grid import label_of
 from fedelta.record.citations import entries
 from fedelta.record.numbers import UNKNOWN, capitalised, in_unit, shown
 from fedelta.report.charts import Curve
+from fedelta.report.drawing import style_of
 from fedelta.report.elements import Line, Picture, Table, legend, picture
 from fedelta.report.rendering import render as render_template
 
@@ -92,14 +93,14 @@ def render(comparison: Comparison) -> str:
 
 
 def _groups(comparison: Comparison) -> Table:
-    """The groups, numbered as in the plots; members of the Pareto front are strong."""
+    """The groups, numbered as in the plots; members of the Pareto front are strong if they are no chance."""
     groups = group_table(comparison)
     first = 1 + groups.num_labels
     return Table(
         header=["#", *groups.header],
         rows=[[str(number), *row] for number, row in enumerate(groups.rows, start=1)],
         numbers_from=first,
-        strong={(place, first) for place, on_front in enumerate(comparison.groups[ON_FRONT]) if on_front},
+        strong={(place, first) for place, is_clear in enumerate(comparison.groups[IS_CLEAR]) if is_clear},
         title="Results",
         note=note(comparison),
     )
@@ -108,19 +109,19 @@ def _groups(comparison: Comparison) -> Table:
 def _pivot(comparison: Comparison) -> Table | None:
     if (table := pivot(comparison)) is None:
         return None
-    title, below = primary_in_words(comparison), "Strong: the best of its column."
+    title, below = primary_in_words(comparison), f"Strong: {BEST_IN_WORDS}."
     return Table(table.header, table.rows, numbers_from=1, strong=table.best, title=title, note=below)
 
 
 def _plots(comparison: Comparison) -> Plots | None:
     """Plots for each task."""
     groups = records(comparison.groups)
-    facets = [(title, places, _marks(comparison, groups, places)) for title, places in _facets(comparison)]
+    names = list(dict.fromkeys(_name(comparison, group) for group in groups))
+    facets = [(title, places, _marks(comparison, groups, places, names)) for title, places in _facets(comparison)]
     facets = [facet for facet in facets if facet[2]][:_FACETS]
     if not facets:
         return None
     wide = any(len(places) > MAX_NAMES for _, places, _ in facets)
-    names = list(dict.fromkeys(_name(comparison, group) for group in groups))
     primary, measure = comparison.primary, capitalised(comparison.primary.label)
     pictures = []
     for index, (title, places, marks) in enumerate(facets):
@@ -164,8 +165,8 @@ def _curve(comparison: Comparison, group: Record, index: int) -> Curve:
     )
 
 
-def _marks(comparison: Comparison, groups: Sequence[Record], places: Sequence[int]) -> list[Mark]:
-    """Marks for the measured groups of one task; named if they are few, else numbered."""
+def _marks(comparison: Comparison, groups: Sequence[Record], places: Sequence[int], names: Sequence[str]) -> list[Mark]:
+    """Marks for the measured groups of one task; in the colours of the legend if they are few, else of families."""
     families = list(dict.fromkeys(_family(comparison, group) for group in groups))
     primary = comparison.primary
     mean, deviation = comparison.measures[0].in_groups
@@ -175,6 +176,7 @@ def _marks(comparison: Comparison, groups: Sequence[Record], places: Sequence[in
             name=_name(comparison, group),
             family=families.index(_family(comparison, group)),
             family_name=_family(comparison, group),
+            color=style_of(names.index(_name(comparison, group)))[0] if len(places) <= MAX_NAMES else "",
             total_bytes=group[TOTAL_BYTES],
             height=in_unit(group[mean], primary),
             deviation=None if group[deviation] is None else in_unit(group[deviation], primary),

@@ -13,6 +13,7 @@ from pandas import DataFrame
 from fedelta.comparison.cells import is_word, name_of
 from fedelta.comparison.columns import NUM_CELLS, NUM_SEEDS, REASON, RUN, STATE, Column
 from fedelta.comparison.frames import FAILED, FINISHED, WAITING, groups_frame, split
+from fedelta.comparison.intervals import BySeed, by_seed, level
 from fedelta.grid import SEED
 from fedelta.record.numbers import bare
 from fedelta.record.runlog import best_of
@@ -106,7 +107,7 @@ class Pivot:
     Args:
         header: name of the first axis, and the name of each column.
         rows: a label and its cells.
-        best: (row, column) of the best mean of each column.
+        best: (row, column) of the best of each column, and of those that it does not beat by more than chance.
     """
 
     header: tuple[str, ...]
@@ -118,21 +119,40 @@ def pivot(comparison: Comparison) -> Pivot | None:
     """The pivot of a comparison; None with fewer than two axes besides the seed."""
     if len(comparison.axes) < 2:
         return None
-    first, primary, mean = comparison.axes[0], comparison.primary, comparison.measures[0].in_groups[0]
+    first = comparison.axes[0]
     lines = [records(part) for part in split(comparison.groups, [first])]
     header = (first, *(comparison.group_name(group, without=(first,)) for group in lines[0]))
     rows = [(line[0][first], *(mean_and_deviation(group, comparison) for group in line)) for line in lines]
-    best = set()
-    for column in range(len(lines[0])):
-        means = [line[column][mean] for line in lines]
-        highest = best_of([value for value in means if value is not None], primary)
-        # Compared as printed, so that means that look equal are both marked.
-        best |= {
-            (row, column + 1)
-            for row, value in enumerate(means)
-            if value is not None and bare(value, primary) == bare(highest, primary)
-        }
+    best = {
+        (row, column + 1)
+        for column in range(len(lines[0]))
+        for row in _outstanding(comparison, [line[column] for line in lines])
+    }
     return Pivot(header, tuple(rows), frozenset(best))
+
+
+def _outstanding(comparison: Comparison, groups: Sequence[Record]) -> set[int]:
+    """The indices of the best of `groups` and of those that it does not beat; empty where that tells none apart."""
+    primary, mean = comparison.primary, comparison.measures[0].in_groups[0]
+    means = {place: group[mean] for place, group in enumerate(groups) if group[mean] is not None}
+    highest = best_of(list(means.values()), primary)
+    if highest is None:
+        return set()
+    # Compared as printed, so that means that look equal are both marked.
+    equal = {place for place, value in means.items() if bare(value, primary) == bare(highest, primary)}
+    first = next(place for place, value in means.items() if value == highest)
+    seeds = {place: _seeds(comparison, groups[place]) for place in means}
+    others = {place: seeds[place] for place in means.keys() - equal}
+    marked = equal | level(seeds[first], others, higher_is_better=primary.higher_is_better)
+    return marked if len(marked) < len(means) or not others else set()
+
+
+def _seeds(comparison: Comparison, group: Record) -> BySeed:
+    """The primary measure of a group by seed."""
+    cells = comparison.frame
+    for name in comparison.axes:
+        cells = cells[cells[name] == group[name]]
+    return by_seed(cells, comparison.measures[0].name)
 
 
 def mean_and_deviation(group: Record, comparison: Comparison) -> str:

@@ -13,6 +13,7 @@ from fedelta.comparison.columns import (
     COSTS,
     EPSILON,
     IS_BEST,
+    IS_CLEAR,
     NUM_SEEDS,
     ON_FRONT,
     REASON,
@@ -32,14 +33,19 @@ _NOTE = (
     "standard deviation over the seeds. MiB per client and round are those down and up together. Time is that of the "
     "rounds, with one arithmetic thread, and for orientation only: it is measured beside other cells, of which as many "
     "run side by side as the machine has cores, or one on a GPU, unless told otherwise. Front: no other row of the "
-    "same task has as good a mean for fewer MiB in total, or a better one for as many."
+    "same task has as good a mean for fewer MiB in total, or a better one for as many; within noise: the 95 % interval "
+    "of the difference, taken seed by seed, does not tell it from a row that sends no more. One seed tells nothing."
 )
 _EPSILON_NOTE = (
     "Epsilon is that of one run, by itself, after its last round; of several seeds the largest. A row without it "
     "guarantees nothing. Runs on the same data, those of a search too, add up."
 )
+BEST_IN_WORDS = (
+    "the best of its column and what its 95 % interval, over differences seed by seed, does not tell from it; nothing "
+    "where that is all"
+)
 _PIVOT_NOTE = (
-    "{measure} after the last round: mean ± sample standard deviation over the seeds. Bold: the best of its column."
+    f"{{measure}} after the last round: mean ± sample standard deviation over the seeds. Bold: {BEST_IN_WORDS}."
 )
 # A mean with its deviation, as written by `bare`; an exponent becomes a power of ten.
 _SPREAD = re.compile(r"^(-?[\d.,]+(?:e[+-]\d+)?) ± ([\d.,]+(?:e[+-]\d+)?)")
@@ -101,7 +107,7 @@ def group_table(comparison: Comparison) -> GroupTable:
             *(_text(column, group) for column in others),
             str(group[NUM_SEEDS]),
             *(_text(column, group) for column in costs),
-            "front" if group[ON_FRONT] else "",
+            ("front" if group[IS_CLEAR] else "within noise") if group[ON_FRONT] else "",
         ]
         for group in groups
     ]
@@ -126,7 +132,13 @@ def table_csv(comparison: Comparison) -> str:
     fields = [*_keys(comparison, comparison.axes), *measures, Field(NUM_SEEDS, NUM_SEEDS, str), *costs]
     return to_csv(
         comparison.groups,
-        [*fields, Field(ON_FRONT, ON_FRONT, _truth), _STATE, Field(REASON, REASON, lambda text: text or "")],
+        [
+            *fields,
+            Field(ON_FRONT, ON_FRONT, _truth),
+            Field(IS_CLEAR, IS_CLEAR, _truth),
+            _STATE,
+            Field(REASON, REASON, lambda text: text or ""),
+        ],
     )
 
 

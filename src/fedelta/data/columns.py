@@ -96,7 +96,7 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
         key = next(iter(named.dialogue))
         problems.append(f"`data.{key}_column` is set, but task {task.name!r} reads no dialogues; leave it out")
     refuse(origin, problems)
-    labels = list(named.labels) or task.candidates(_kinds(dataset))
+    labels = list(named.labels) or task.candidates(kinds_of(dataset))
     if len(labels) != 1 and not named.labels:
         problems.append(_choice("label_column", task.column, labels, names) + _other_task(task, names))
     candidates = _input_candidates(dataset, named, {*labels, named.client}, task)
@@ -210,8 +210,8 @@ def _other_task(task: Task, names: Sequence[str]) -> str:
     return "" if other == task.name else f'; for the columns {what}, set `task.name` = "{other}"'
 
 
-def _kinds(dataset: Dataset) -> dict[str, str | None]:
-    """Column to kind of content, for `Task.candidates`."""
+def kinds_of(dataset: Dataset) -> dict[str, str | None]:
+    """Column to kind of content: "image", "audio", "text", "classes", "lists of text" and so on; None for others."""
     from datasets import LargeList, List
 
     kinds: dict[str, str | None] = {}

@@ -100,6 +100,10 @@ class Pathological(Settings):
     label are divided equally among its clients. Rows of a label that no client drew are not used, with a
     warning; that can only happen with fewer clients than labels.
 
+    Args:
+        num_clients: number of clients that the rows are divided among.
+        labels_per_client: number of labels that each client has.
+
     Source: McMahan et al. 2017 for the idea; Li et al. 2021 (arXiv 2102.02079), "#C = k", for the drawing.
     """
 

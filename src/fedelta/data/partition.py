@@ -20,7 +20,11 @@ Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Iid(Settings):
-    """Every client draws from the same distribution; sizes differ by at most one row."""
+    """Every client draws from the same distribution; sizes differ by at most one row.
+
+    Args:
+        num_clients: number of clients that the rows are divided among.
+    """
 
     name: Literal["iid"] = "iid"
     goes_by_kind: ClassVar[bool] = False
@@ -38,6 +42,11 @@ class Quantity(Settings):
     """Quantity skew: sizes drawn from Dirichlet(alpha), labels IID.
 
     Every client first gets `min_size` rows, the rest is divided in the drawn proportions.
+
+    Args:
+        num_clients: number of clients that the rows are divided among.
+        alpha: concentration; the smaller it is, the more the sizes differ.
+        min_size: smallest number of rows of a client.
 
     Source: Li et al. 2021 (arXiv 2102.02079), "q ~ Dir(beta)".
     """

@@ -157,13 +157,19 @@ class AdamW(Settings):
     """Adam with decoupled weight decay.
 
     Source: Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 2, with PyTorch's defaults.
+
+    Args:
+        beta1: share of the mean of the gradients that is kept in a step.
+        beta2: share of the mean of their squares that is kept in a step.
+        eps: added to the root of that mean, against a division by zero.
+        weight_decay: share of a value that is taken off in a step, times the learning rate.
     """
 
     name: Literal["adamw"] = "adamw"
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)  # PyTorch's default
+    beta2: float = Field(default=0.999, ge=0, lt=1)  # PyTorch's default
+    eps: float = Field(default=1e-8, gt=0)  # PyTorch's default
+    weight_decay: float = Field(default=0.01, ge=0)  # PyTorch's default
 
     def state(self, values: Matrices) -> OptimizerState:
         """Zeroed optimizer state for the lanes of `values`."""
@@ -187,7 +193,11 @@ class AdamW(Settings):
 
 
 class Constant(Settings):
-    """The same learning rate in every round, after warm-up."""
+    """The same learning rate in every round, after warm-up.
+
+    Args:
+        warmup_rounds: rounds in which the learning rate rises in equal steps to `client.lr`; 0 for none.
+    """
 
     name: Literal["constant"] = "constant"
     warmup_rounds: int = Field(default=0, ge=0)
@@ -201,6 +211,10 @@ class Cosine(Settings):
     """The learning rate falls along half a cosine from 1 to `final_fraction` over the rounds after warm-up.
 
     Source: Loshchilov and Hutter 2017 (SGDR, arXiv 1608.03983), Eq. 5 without restarts.
+
+    Args:
+        warmup_rounds: rounds in which the learning rate rises in equal steps to `client.lr`; 0 for none.
+        final_fraction: share of `client.lr` that the curve approaches at its end.
     """
 
     name: Literal["cosine"] = "cosine"
@@ -237,7 +251,13 @@ class Linear(Settings):
 
 
 class Step(Settings):
-    """The learning rate is multiplied by `factor_per_step` after each of the rounds in `after_rounds`."""
+    """The learning rate is multiplied by `factor_per_step` after each of the rounds in `after_rounds`.
+
+    Args:
+        warmup_rounds: rounds in which the learning rate rises in equal steps to `client.lr`; 0 for none.
+        after_rounds: rounds, from 1, after which the learning rate is multiplied.
+        factor_per_step: what it is multiplied by.
+    """
 
     name: Literal["step"] = "step"
     warmup_rounds: int = Field(default=0, ge=0)

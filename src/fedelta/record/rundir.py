@@ -17,6 +17,8 @@ checkpoint/           the state after the last finished round, with digests of t
                       noise of a private run could be taken out again, for its owner only
 summary.json          written at the end
 confusion.json        the confusion matrix, if the task has classes; written at the end
+mistakes.json         a few test examples that the finished model answered wrongly, small images and beginnings of texts
+                      among them; written at the end, not by deployments
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            the cost of an answer at each exit, if the model has exits; written at the end
 personalization.json  measures of held-out clients before and after fine-tuning, written by `fedelta personalize`
@@ -58,6 +60,7 @@ CHECKPOINT = "checkpoint/state.safetensors"
 CLIENTS = "checkpoint/clients"
 SUMMARY = "summary.json"
 CONFUSION = "confusion.json"
+MISTAKES = "mistakes.json"
 ADAPTER = "adapter"
 EXITS = "exits.json"
 PERSONALIZATION = "personalization.json"
@@ -67,7 +70,7 @@ _UNFINISHED = re.compile(r"\..+\.(?P<pid>\d{1,10})\.partial")
 
 # The files that a run directory must have, for `create` and `open`.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
-_FILES = (PARTITION, MODEL, PRIVACY, ROUNDS, TIMINGS, SUMMARY, CONFUSION, EXITS, PERSONALIZATION, AUDIT)
+_FILES = (PARTITION, MODEL, PRIVACY, ROUNDS, TIMINGS, SUMMARY, CONFUSION, MISTAKES, EXITS, PERSONALIZATION, AUDIT)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedelta.record.numbers import axis_title
@@ -97,11 +98,12 @@ def curves(
         size: width and height.
         pointer: a name that is unique within a picture of several charts.
     """
-    rows = [
+    rows: list[Spec] = [
         {"curve": place, "name": line.name, "x": float(position), "y": float(height)} | _band(line, number, height)
         for place, line in enumerate(lines)
         for number, (position, height) in enumerate(line.points)
     ]
+    x = _at_few(x, [row["x"] for row in rows])
     across, up = x.encoding("x"), y.encoding("y")
     shown = {
         "color": _constant(lines, [style_of(line.index)[0] for line in lines]),
@@ -187,6 +189,13 @@ def keyed(title: str, names_and_colors: Mapping[str, str], field: str = "kind") 
     return {"field": field, "type": "nominal", "scale": scale, "legend": {"title": title or None}}
 
 
+def _at_few(axis: Axis, positions: Sequence[float]) -> Axis:
+    """An axis of whole numbers with a tick at each, where they are few."""
+    if not axis.is_whole or not positions or max(positions) - min(positions) > 8:
+        return axis
+    return replace(axis, ticks=range(int(min(positions)), int(max(positions)) + 1))
+
+
 def _constant(lines: Sequence[Curve], values: Sequence[Any]) -> Spec:  # Any: colour, dashes or opacity
     scale = {"type": "ordinal", "domain": list(range(len(lines))), "range": list(values)}
     return {"field": "curve", "type": "ordinal", "scale": scale, "legend": None}
@@ -215,16 +224,21 @@ def _dots(lines: Sequence[Curve]) -> list[Spec]:
 def _pointed(lines: Sequence[Curve], x: Axis, y: Axis, color: Spec, pointer: str) -> Spec:
     """A layer with the point nearest to the pointer, and its values."""
     nearest = {"type": "point", "nearest": True, "on": "pointerover", "clear": "pointerout"}
-    name = [{"field": "name", "type": "nominal", "title": "Curve"}] if len(lines) > 1 else []
+    # A nominal field of a tooltip is lost at the cells around points, so the text is an expression.
+    name = {"Curve": "(datum.datum || datum).name"} if len(lines) > 1 else {}
+    texts = name | {
+        axis.title: f"format((datum.datum || datum).{field}, '{axis.form}')" for axis, field in ((x, "x"), (y, "y"))
+    }
+    tooltip = ", ".join(f"{json.dumps(title)}: {text}" for title, text in texts.items())
     return {
         "params": [{"name": pointer, "select": nearest}],
         "transform": [{"filter": "isValid(datum.y)"}],
-        "mark": {"type": "point", "filled": True, "size": 60, "stroke": INK, "strokeWidth": 1},
+        "mark": {"type": "point", "filled": True, "size": 60, "stroke": INK, "strokeWidth": 1}
+        | {"tooltip": {"expr": f"{{{tooltip}}}"}},
         "encoding": {
             "x": x.encoding("x"),
             "y": y.encoding("y"),
             "color": color,
             "opacity": {"condition": {"param": pointer, "empty": False, "value": 1}, "value": 0},
-            "tooltip": [*name, x.tip("x"), y.tip("y")],
         },
     }

@@ -118,6 +118,7 @@ def to_svg(chart: Chart, prefix: str, description: str) -> str:
     svg = vl_convert.vegalite_to_svg(_whole(chart.spec), vl_version=VEGA_LITE)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     svg = re.sub(r' font-(?:family|weight)="[^"]*"', "", svg)  # style.css has it
+    svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)  # the picture as a whole is told, not its parts
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"| class="[^"]*"| pointer-events="none"', "", svg)
     svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(paragraphs(description))}"', 1)

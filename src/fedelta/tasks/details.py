@@ -62,12 +62,14 @@ class Details:
         by_client: client number to the measures on its rows and `num_examples`; empty if the clients of the rows are
             unknown.
         confusion: None if the task has no classes.
+        mistakes: a few wrong answers with their examples, for people; empty if they are not kept.
     """
 
     measures: Mapping[str, float]
     by_class: Mapping[str, Values] = field(default_factory=dict)
     by_client: Mapping[int, Values] = field(default_factory=dict)
     confusion: Confusion | None = None
+    mistakes: Sequence[Mapping[str, object]] = ()
 
     def as_record(self) -> dict[str, object]:
         """A dictionary that JSON can hold: `measures`, `by_class` and `by_client`."""

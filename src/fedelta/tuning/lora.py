@@ -53,7 +53,7 @@ class Lora(Settings):
     """Trains low-rank pairs, and the head.
 
     Args:
-        r: rank.
+        r: rank of every pair.
         lora_alpha: the output of a pair is multiplied by lora_alpha / r (or / sqrt r).
         target_modules: "auto" for the query and value projections of every attention or, in a model without known
             attention, for every convolution; "all-linear" for every linear layer of the blocks; "all-conv" for every

@@ -29,9 +29,9 @@ class RankByClient(Settings):
     """The rank of each client: `tuning.rank_by_client`.
 
     Args:
-        ranks: one of which each client gets; a rank that is listed twice is given twice as often. assignment: `drawn`,
-        each client one of them at random; `cycle`, dealt out in turn in ascending order of clients;
-            `tier`, by depth (`[exits]`): the lowest depth gets the first rank, and so on.
+        ranks: one of which each client gets; a rank that is listed twice is given twice as often.
+        assignment: `drawn`, each client one of them at random; `cycle`, dealt out in turn in ascending order of
+            clients; `tier`, by depth (`[exits]`): the lowest depth gets the first rank, and so on.
         file: a JSON file that maps each client, by name or number, to its rank; replaces `ranks`.
     """
 

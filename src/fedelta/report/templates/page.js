@@ -43,8 +43,9 @@
     });
     const drawn = document.createElement("div");
     await view.initialize(drawn).hover().runAsync();
-    const still = plot.querySelector("svg"), moving = drawn.querySelector("svg");
-    for (const name of ["role", "aria-label"]) moving.setAttribute(name, still.getAttribute(name));
+    const still = plot.querySelector("svg");
+    for (const name of ["role", "aria-label"]) drawn.setAttribute(name, still.getAttribute(name));
+    drawn.querySelector("svg").setAttribute("aria-hidden", "true");
     still.replaceWith(drawn);
   };
   addEventListener("pointerover", (event) => {
