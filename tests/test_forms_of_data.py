@@ -160,6 +160,17 @@ def test_what_cannot_be_used_is_refused_with_a_way_out(clients: Any, message: st
     assert not (tmp_path / "run").exists()
 
 
+def test_rows_that_a_collator_fails_on_are_named(tmp_path):
+    def collate(batch: list[Any]) -> tuple[Tensor, Tensor]:
+        if any(label == 2 for _, label in batch):
+            raise KeyError("two")
+        inputs, labels = zip(*batch, strict=True)
+        return torch.stack(inputs), torch.stack(labels)
+
+    with pytest.raises(DataError, match=r"rows '0', '1', '2' and 9 more make no batch: KeyError: 'two'"):
+        federated(tmp_path / "run", clients={"ann": as_rows(*TEST)}, test=as_rows(*TEST), collate=collate)
+
+
 def test_numbers_of_numpy_name_clients(tmp_path):
     clients = {np.int64(number): pair for number, pair in enumerate(CLIENTS.values())}
     assert federated(tmp_path / "run", clients=clients).assembly.clients.names == {0: 0, 1: 1, 2: 2}

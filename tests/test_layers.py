@@ -39,6 +39,7 @@ LAYERS = (  # low to high
         "federating",
         "forecast",
         "hf",
+        "hf_arguments",
         "inspection",
         "personalization",
         "running",

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from fedelta.engine.optimizers import AdamW as AdamW
     from fedelta.engine.optimizers import Constant as Constant
     from fedelta.engine.optimizers import Cosine as Cosine
+    from fedelta.engine.optimizers import Linear as Linear
     from fedelta.engine.optimizers import Optimizer as Optimizer
     from fedelta.engine.optimizers import Schedule as Schedule
     from fedelta.engine.optimizers import Sgd as Sgd
@@ -153,7 +154,7 @@ _MODULES = {
     "data.partition": ("Iid", "Natural", "Quantity"),
     "data.sources": ("DataSource",),
     "engine.exits": ("ExitSettings",),
-    "engine.optimizers": ("AdamW", "Constant", "Cosine", "Optimizer", "Schedule", "Sgd", "Step"),
+    "engine.optimizers": ("AdamW", "Constant", "Cosine", "Linear", "Optimizer", "Schedule", "Sgd", "Step"),
     "engine.work": ("ClientSettings",),
     "errors": ("FedeltaError", "InputError", "PluginError", "RoundError"),
     "experiment": ("Experiment", "Result"),

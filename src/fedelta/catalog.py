@@ -145,6 +145,7 @@ SCHEDULES = Registry(
     {
         "constant": "fedelta.engine.optimizers:Constant",
         "cosine": "fedelta.engine.optimizers:Cosine",
+        "linear": "fedelta.engine.optimizers:Linear",
         "step": "fedelta.engine.optimizers:Step",
     },
     _find_more,

@@ -8,14 +8,12 @@
     )
     model = result.module()
 
-Of `TrainingArguments` the numbers are read that mean the same for a client: learning rate, batch size, epochs or steps
-of a round, the optimizer, the seed and the output directory. Others differ from a Trainer: the learning rate does not
-decay within a round, gradients are not clipped, and dropout is off.
+`hf_arguments.py` says what each of `TrainingArguments` becomes. Dropout is off, and gradients are not clipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +25,10 @@ from fedelta.codecs.channel import Channel
 from fedelta.config import Config
 from fedelta.data.forms import is_hugging_face
 from fedelta.data.given import Collate
-from fedelta.engine.optimizers import AdamW, Optimizer, Sgd
-from fedelta.engine.work import ClientSettings
-from fedelta.errors import InputError
+from fedelta.errors import InputError, listed
 from fedelta.experiment import Result
 from fedelta.federating import federate
+from fedelta.hf_arguments import read_arguments
 from fedelta.models.objects import Processor, parameters_of
 from fedelta.running import OnRound
 from fedelta.settings.base import changed
@@ -48,46 +45,36 @@ ComputeMetrics = Callable[[Any], Mapping[str, float]]
 """Gives numbers by name of a `transformers.EvalPrediction` (Any)."""
 
 _LABELS = ("label", "labels", "label_ids")  # those of a Trainer
-# Arguments of a Trainer that would change the training, and their values that change nothing.
-_WITHOUT_EFFECT = {
-    "gradient_accumulation_steps": 1, "warmup_steps": 0, "label_smoothing_factor": 0.0, "group_by_length": False,
-}  # fmt: skip
 
 
 def federate_trainer(
-    model: PreTrainedModel,
-    train_datasets: Mapping[str | int, object],
-    eval_dataset: object,
-    *,
-    args: TrainingArguments | None = None,
-    processing_class: Processor | None = None,
-    data_collator: Collate | None = None,
-    compute_metrics: ComputeMetrics | None = None,
-    num_rounds: int | None = None,
+    model: PreTrainedModel, train_datasets: Mapping[str | int, object], eval_dataset: object, *,
+    args: TrainingArguments | None = None, processing_class: Processor | None = None,
+    data_collator: Collate | None = None, compute_metrics: ComputeMetrics | None = None,
+    callbacks: Sequence[object] = (), num_rounds: int | None = None,
     tuning: TuningMethod | str = Lora(),  # noqa: B008 a frozen value
     strategy: Strategy = FedAvg(),  # noqa: B008 a frozen value
-    codec: Channel | Codec | str | None = None,
-    task: Task | str | None = None,
+    codec: Channel | Codec | str | None = None, task: Task | str | None = None,
     config: Config = Config(),  # noqa: B008 a frozen value
-    resume: bool = False,
-    on_round: OnRound | None = None,
-) -> Result:
+    resume: bool = False, on_round: OnRound | None = None,
+) -> Result:  # fmt: skip
     """Tunes `model` on the data sets of clients; returns the finished run, of which `module()` is the tuned model.
 
     Args:
         model: of transformers; copied.
         train_datasets: client name to its data set, raw (texts, images) or ready for the model, as for a Trainer.
         eval_dataset: measured after every round.
-        args: numbers of local training; by default those of `config.client`.
+        args: numbers of local training (`hf_arguments.py`); by default those of `config.client`.
         processing_class: tokenizer or image processor, for raw data.
         data_collator: makes a batch of rows, for ready data of different lengths; of tokenised texts by default
-            `transformers.DataCollatorWithPadding(processing_class)`.
+            one of transformers that pads them.
         compute_metrics: gives further numbers about the finished model, in `summary["metrics"]`.
+        callbacks: none; see `on_round`.
         num_rounds: by default those of the strategy; each has the epochs or steps of `args`.
         tuning: section or name of the method.
         strategy: how the server proceeds.
         codec: as for `fedelta.federate`.
-        task: classes by default; "language" for a causal language model.
+        task: by default that of the model: classes, or for a causal language model "language".
         config: all other sections.
         resume: go on with the run in `args.output_dir`, if it has begun.
         on_round: called after each round with its outcome and the ledger.
@@ -95,85 +82,83 @@ def federate_trainer(
     Raises:
         InputError: something given cannot be used; see `fedelta.federate`.
     """
-    collate = data_collator or (_padding(processing_class) if _are_tokens(train_datasets) else None)
-    clients, test = (_columns_of(model, sets, collate) for sets in (train_datasets, eval_dataset))
+    _refuse_callbacks(callbacks)
+    strategy = strategy if num_rounds is None else changed(strategy, {"num_rounds": num_rounds})
+    given = None if args is None else read_arguments(args, strategy.num_rounds)
+    if given is not None:
+        config = config.model_copy(update={"runtime": config.runtime.model_copy(update=given.runtime)})
+    task = _task_of(model) if task is None else task
+    collate = data_collator or _padding(processing_class, train_datasets)
+    removes = collate is not None and (given is None or given.removes_columns)
+    clients, test = (_columns_of(model, sets) if removes else sets for sets in (train_datasets, eval_dataset))
     return federate(
         model, clients, test, tuning=tuning, codec=codec, task=task, config=config, processor=processing_class,
-        strategy=strategy if num_rounds is None else changed(strategy, {"num_rounds": num_rounds}), collate=collate,
-        client=config.client if args is None else client_of(args), seed=None if args is None else args.seed,
-        metrics=None if compute_metrics is None else _metrics(compute_metrics),
+        strategy=strategy, collate=collate, client=config.client if given is None else given.client,
+        seed=None if given is None else given.seed, metrics=compute_metrics and _metrics(compute_metrics, task),
         out=None if args is None or not args.output_dir else Path(args.output_dir), resume=resume, on_round=on_round,
     )  # fmt: skip
 
 
-def _are_tokens(clients: Mapping[str | int, object]) -> bool:
-    """Whether the data sets hold tokens, of which rows differ in number."""
-    return all(is_hugging_face(rows) and "input_ids" in rows.column_names for rows in clients.values())
+def _refuse_callbacks(callbacks: Sequence[object]) -> None:
+    if callbacks:
+        names = listed([type(callback).__name__ for callback in callbacks])
+        raise InputError(
+            f"`callbacks` has {names}, and callbacks of a Trainer are not called.",
+            hint="use `on_round=`, which is called after each round with its outcome and the ledger.",
+        )
 
 
-def _padding(tokenizer: Any) -> Collate:
-    """Any: a tokenizer of transformers.
+def _task_of(model: PreTrainedModel) -> str | None:
+    """What a model of transformers predicts, by its class and its configuration; None for classes."""
+    name, problem = type(model).__name__, getattr(model.config, "problem_type", None)
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "language"
+    if name.endswith("ForTokenClassification"):
+        return "tokens"
+    return {"regression": "regression", "multi_label_classification": "multi-label"}.get(str(problem))
+
+
+def _padding(tokenizer: Any, clients: Mapping[str | int, object]) -> Collate | None:
+    """A collator of transformers for data sets of tokens, of which rows differ in number; None for others.
+
+    Any: a tokenizer of transformers.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no tokenizer.
     """
-    from transformers import DataCollatorWithPadding
+    first = next(iter(clients.values()), None)
+    if not is_hugging_face(first) or "input_ids" not in first.column_names or first.format["type"] == "custom":
+        return None
+    from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
     if tokenizer is None:
         raise InputError("tokenised texts need padding.", hint="give `processing_class=tokenizer` or `data_collator=`.")
-    return DataCollatorWithPadding(tokenizer)
+    has_tags = "labels" in first.column_names and len(first) and isinstance(first[0]["labels"], list)
+    return DataCollatorForTokenClassification(tokenizer) if has_tags else DataCollatorWithPadding(tokenizer)
 
 
-def _columns_of(model: nn.Module, sets: object, collate: Collate | None) -> object:
+def _columns_of(model: nn.Module, sets: object) -> object:
     """Data sets, alone or by client, without the columns that the model does not take, as a Trainer removes them."""
     if isinstance(sets, Mapping):
-        return {name: _columns_of(model, rows, collate) for name, rows in sets.items()}
-    if collate is None or not is_hugging_face(sets):
+        return {name: _columns_of(model, rows) for name, rows in sets.items()}
+    if not is_hugging_face(sets) or sets.format["type"] == "custom":  # a transform may read any column
         return sets
     parameters, _, _ = parameters_of(model)
     return sets.select_columns([name for name in sets.column_names if name in (*parameters, *_LABELS)])
 
 
-def client_of(args: TrainingArguments) -> ClientSettings:
-    """Section `[client]` with the numbers of a Trainer.
+def _metrics(compute_metrics: ComputeMetrics, task: Task | str | None) -> Metrics:
+    """The function of a Trainer as one of outputs and labels.
 
     Raises:
-        InputError: an argument would change the training, but has no counterpart.
+        InputError: the model is a language model.
     """
-    foreign = {
-        name: value
-        for name, usual in _WITHOUT_EFFECT.items()
-        if (value := getattr(args, name, usual)) not in (usual, None)
-    }
-    if foreign:
+    name = task if task is None or isinstance(task, str) else task.name
+    if name == "language":
         raise InputError(
-            f"`args` has {foreign}, which a federated client does not follow.",
-            hint="leave it out, or set what corresponds to it: `config=fedelta.Config(client=...)`.",
+            "`compute_metrics` needs logits, and those of a language model are not kept.",
+            hint="leave it out: loss and perplexity are measured, and answers by `task=fedelta.Language(...)`.",
         )
-    steps = args.max_steps if args.max_steps > 0 else None
-    if steps is None and args.num_train_epochs != int(args.num_train_epochs):
-        raise InputError(f"`args.num_train_epochs` is {args.num_train_epochs}, expected a whole number for each round.")
-    return ClientSettings(
-        local_epochs=int(args.num_train_epochs) if steps is None else None,
-        local_steps=steps,
-        batch_size=args.per_device_train_batch_size,
-        lr=args.learning_rate,
-        optimizer=_optimizer_of(args),
-    )
-
-
-def _optimizer_of(args: TrainingArguments) -> Optimizer:
-    name = str(getattr(args.optim, "value", args.optim))
-    if name == "sgd":
-        return Sgd(momentum=0.0, weight_decay=args.weight_decay)
-    if name.startswith("adamw_torch"):
-        beta1, beta2 = args.adam_beta1, args.adam_beta2
-        return AdamW(weight_decay=args.weight_decay, eps=args.adam_epsilon, beta1=beta1, beta2=beta2)
-    raise InputError(f"`args.optim` is {name!r}, expected 'sgd' or 'adamw_torch'.")
-
-
-def _metrics(compute_metrics: ComputeMetrics) -> Metrics:
-    """The function of a Trainer as one of outputs and labels."""
 
     def metrics(outputs: Tensor, labels: Tensor) -> Mapping[str, float]:
         from transformers import EvalPrediction

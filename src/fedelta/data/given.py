@@ -61,8 +61,13 @@ class Table:
         """The columns of `rows` (int64, one axis)."""
         if self.rows is None:
             return {name: column[rows] for name, column in self.columns.items()}
-        batch = by_name(self.collate([self.rows[row] for row in rows.tolist()]))
-        return {name: batch[name] for name in self.names}
+        try:
+            batch = by_name(self.collate([self.rows[row] for row in rows.tolist()]))
+            return {name: batch[name] for name in self.names}
+        # A data set and its collator are the caller's code, and may raise anything.
+        except Exception as error:
+            numbers = listed([str(row) for row in rows.tolist()], 3)
+            raise DataError(f"rows {numbers} make no batch: {type(error).__name__}: {error}") from error
 
     def column(self, name: str) -> Tensor:
         """One column of all rows."""

@@ -233,6 +233,23 @@ class Cosine(Settings):
         return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+class Linear(Settings):
+    """The learning rate falls in a straight line from 1 towards 0 over the rounds after warm-up."""
+
+    name: Literal["linear"] = "linear"
+    warmup_rounds: int = Field(default=0, ge=0)
+
+    def factor(self, round: int, num_rounds: int) -> float:
+        """The factor of `client.lr` in `round` (from 1).
+
+        >>> [Linear().factor(r, 4) for r in (1, 2, 3, 4)]
+        [1.0, 0.75, 0.5, 0.25]
+        """
+        if round <= self.warmup_rounds:
+            return _warmup(round, self.warmup_rounds)
+        return 1 - (round - 1 - self.warmup_rounds) / max(1, num_rounds - self.warmup_rounds)
+
+
 class Step(Settings):
     """The learning rate is multiplied by `factor_per_step` after each of the rounds in `after_rounds`.
 

@@ -29,7 +29,7 @@ class ClientSettings(Settings):
         batch_size: samples per step.
         lr: learning rate; the schedule multiplies it by a factor for each round.
         optimizer: `sgd` or `adamw`; its state starts at zero for every client and round.
-        schedule: `constant`, `cosine` or `step` over the rounds.
+        schedule: `constant`, `linear`, `cosine` or `step` over the rounds.
     """
 
     local_epochs: int | None = Field(default=None, ge=1)

@@ -69,12 +69,20 @@ def ready_batches(
     if not len(examples):
         return iter(())
     rows = [_made(example, transform) for example in examples]
-    table = stacked(rows, "the examples", hint="`transform=` makes tensors of one example.")
+    table = stacked(rows, "the examples", hint=_hint(backbone.module))
     names = names_for(backbone.module, table.names, is_positional=table.is_positional)
     inputs = TableInputs(table, dict(zip(names, table.names, strict=True)))
     if takes_only_tensors(backbone.module, inputs.fetch(torch.arange(1))):
         inputs = TableInputs(table, {"0": table.names[0]})
     return (inputs.fetch(chunk) for chunk in torch.arange(len(rows)).split(size))
+
+
+def _hint(module: nn.Module) -> str:
+    if is_transformers(module):
+        return (
+            "give the tokenizer or image processor, `processor=`, or `transform=`, which makes tensors of one example."
+        )
+    return "`transform=` makes tensors of one example."
 
 
 def _made(example: Any, transform: Transform | None) -> Any:

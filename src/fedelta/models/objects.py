@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedelta.errors import ModelError, listed
+from fedelta.errors import FedeltaError, ModelError, listed
 from fedelta.models.anatomy import anatomy_of, discovered
 from fedelta.models.decoders import check_causal, decoder_of
 from fedelta.models.heads import class_names_of
@@ -278,7 +278,25 @@ def of_transformers(
         if processor is not None and place is not None:
             config.save_pretrained(place)
             processor.save_pretrained(place)
-        return with_modality(backbone, ModelSource(source=place or checkpoint or None), config, size, task)
+        try:
+            made = with_modality(backbone, ModelSource(source=place or checkpoint or None), config, size, task)
+        except FedeltaError as error:
+            if place is None:
+                raise
+            raise ModelError(error.message.replace(place, type(processor).__name__), hint=error.hint) from error
+    _refuse_other_processor(made, processor)
+    return made
+
+
+def _refuse_other_processor(backbone: Backbone, processor: Processor | None) -> None:
+    """Raises if a tokenizer was given for a model that reads no texts; the reverse is noticed when it is loaded."""
+    kind = None if backbone.modality is None else backbone.modality.name
+    is_tokenizer = callable(getattr(processor, "convert_tokens_to_ids", None))
+    if is_tokenizer and kind in ("image", "audio"):
+        raise ModelError(
+            f"{type(backbone.module).__name__} takes {kind} inputs, but the processor is a {type(processor).__name__}.",
+            hint="give its image processor or feature extractor, or none.",
+        )
 
 
 def names_of_classes(module: object) -> tuple[str, ...]:
