@@ -14,6 +14,7 @@ from pathlib import Path
 from fedelta.assembly.origin import check_origin
 from fedelta.assembly.parts import Parts
 from fedelta.config import Config
+from fedelta.data.skipping import as_csv
 from fedelta.durable import write_atomic
 from fedelta.federation.base import Federation, Standing
 from fedelta.federation.records import RoundOutcome
@@ -37,7 +38,7 @@ from fedelta.record.origin import refuse
 from fedelta.record.privacy import STOPPED
 from fedelta.record.promise import Promise, other_promise, read_promise
 from fedelta.record.rundir import RunDirectory
-from fedelta.record.runlog import round_record, summary, timing_record
+from fedelta.record.runlog import NUM_SKIPPED, round_record, summary, timing_record
 from fedelta.settings.base import as_settings
 from fedelta.settings.paths import is_in_python
 from fedelta.tasks.details import Details
@@ -98,6 +99,8 @@ def begun(parts: Parts) -> dict[str, str | bytes]:
     }
     if (promise := _promise(parts)) is not None:
         files[rundir.PRIVACY] = to_json(promise.as_record(), indent=2)
+    if parts.skipped:
+        files[rundir.SKIPPED] = as_csv(parts.skipped)
     if parts.key is not None:
         files[KEY] = parts.key
     digests = {name: Mark.of(text if isinstance(text, bytes) else text.encode()).digest for name, text in files.items()}
@@ -224,6 +227,7 @@ def _finish(parts: Parts, params: Params, logs: _Logs) -> Record:
         {"tuned_parameters": parts.model.spec.num_parameters, "total_parameters": parts.model.total_parameters},
         details={
             **({STOPPED: stopped} if stopped else {}),
+            **({NUM_SKIPPED: parts.num_skipped} if parts.num_skipped else {}),
             **details.as_record(),
             "by_client": by_client,
             **parts.at_the_end(params, records[-1]),

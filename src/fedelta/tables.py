@@ -155,7 +155,7 @@ def worst_client_of(part: Record, primary: Measure) -> str:
 
 
 def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
-    """Yields rows for the primary measure, over all and by exit."""
+    """Yields rows for the primary measure, over all and by exit, and for examples that were left out."""
     from fedelta.record.numbers import bare, shown, unit
 
     name = primary.name
@@ -164,6 +164,8 @@ def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
     if by_exit := summary[f"{name}_by_exit"]:
         yield f"{primary.label} by exit", f"{', '.join(bare(value, primary) for value in by_exit)} {unit(primary)}"
         yield "mean over exits", shown(summary[f"mean_exit_{name}"], primary, 2)
+    if skipped := summary.get("num_skipped"):
+        yield "examples left out", f"{skipped:,} that cannot be read; `skipped.csv` lists them, of sites each its own"
 
 
 def _of_sites(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedelta.assembly.model import TunedModel
 from fedelta.config import Config
 from fedelta.data.clients import Clients
+from fedelta.data.skipping import Skipped
 from fedelta.federation.base import Federation
 from fedelta.federation.records import RoundOutcome
 from fedelta.params import Params
@@ -57,6 +58,14 @@ class Parts(Protocol):
     @property
     def partition(self) -> Record:
         """The content of `partition.json`."""
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Examples that this machine could not read and left out."""
+
+    @property
+    def num_skipped(self) -> int:
+        """The number of examples that were left out, those of sites included."""
 
     @property
     def row(self) -> dict[str, Tensor] | None:

@@ -27,6 +27,7 @@ from fedelta.config import Config, parse_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Clients
 from fedelta.data.folders import Splits
+from fedelta.data.skipping import Skipped
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Runtime
@@ -132,6 +133,16 @@ class Assembly:
     def partition(self) -> Record:
         """The content of `partition.json`."""
         return partition_record(self.data)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Examples that could not be read and were left out."""
+        return self.data.skipped
+
+    @property
+    def num_skipped(self) -> int:
+        """Their number."""
+        return len(self.data.skipped)
 
     @property
     def row(self) -> dict[str, Tensor] | None:

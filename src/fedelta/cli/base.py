@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,14 @@ from fedelta.tables import table_of_run
 if TYPE_CHECKING:
     from fedelta.tables import HasResults
     from fedelta.tasks.base import Measure
+
+
+class OnError(StrEnum):
+    """The values of `data.on_error`."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
 
 # Names come from anywhere: square brackets in them are no markup.
 out_console = Console(markup=False)
@@ -33,9 +42,18 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE", help="a Python file with methods of your own; repeatable"),
 ]
+OnErrors = Annotated[
+    OnError | None,
+    typer.Option("--on-error", help="of broken images and recordings: skip leaves them out (`data.on_error`)"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar and no table")]
 
 _EXTRA = ("cryptography", "flwr", "httpx", "starlette", "uvicorn")
+
+
+def with_on_error(overrides: list[str] | None, on_error: OnError | None) -> list[str]:
+    """The overrides of a command with option `--on-error`."""
+    return [*(overrides or ()), *([] if on_error is None else [f"data.on_error={on_error}"])]
 
 
 @contextmanager

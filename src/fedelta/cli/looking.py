@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fedelta.cli.base import ConfigPath, Overrides, Plugins, err_console, loading, out_console
+from fedelta.cli.base import ConfigPath, OnErrors, Overrides, Plugins, err_console, loading, out_console, with_on_error
 from fedelta.errors import FedeltaError, InputError
 from fedelta.tables import table_of_sizes
 
@@ -32,13 +32,13 @@ def inspect(
     out_console.print(table_of_sizes(str(config), sizes))
 
 
-def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = None) -> None:
+def check(config: ConfigPath, overrides: Overrides = None, on_error: OnErrors = None, plugin: Plugins = None) -> None:
     """Check a configuration, its data and its model with a few training steps and an evaluation; writes nothing."""
     with loading(plugin):
         from fedelta.checking import check_configuration
 
     try:
-        for line in check_configuration(config, overrides or (), err_console):
+        for line in check_configuration(config, with_on_error(overrides, on_error), err_console):
             print(line)
     except InputError:
         raise

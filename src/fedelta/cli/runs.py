@@ -10,6 +10,7 @@ import typer
 
 from fedelta.cli.base import (
     ConfigPath,
+    OnErrors,
     Overrides,
     Plugins,
     Quiet,
@@ -19,6 +20,7 @@ from fedelta.cli.base import (
     loading,
     out_console,
     resumable,
+    with_on_error,
 )
 from fedelta.errors import InputError
 from fedelta.terminal import round_bar
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
     from fedelta.experiment import Experiment
 
 
-def run(
+def run(  # noqa: PLR0917 the command line's, all options
     config: ConfigPath,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="the run directory; default runs/<name of CONFIG>")] = None,
+    on_error: OnErrors = None,
     plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
@@ -39,7 +42,7 @@ def run(
         from fedelta.experiment import Experiment
         from fedelta.record.rundir import free_name
 
-    experiment = Experiment.from_toml(config, overrides or ())
+    experiment = Experiment.from_toml(config, with_on_error(overrides, on_error))
     path = out or free_name(Path("runs"), experiment.name)
     if experiment.config.privacy.is_on and not quiet:
         _say_privacy(experiment)

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from fedelta.data.clients import Clients, Name
 from fedelta.data.glance import Shown
+from fedelta.data.skipping import Skipped
 from fedelta.modalities.base import Inputs
 from fedelta.seeds import uniform_numbers
 from fedelta.tasks.targets import Targets
@@ -50,6 +51,7 @@ class FederatedData:
         strata_names: one per stratum (`Targets.strata`); empty if the strata are the classes.
         names: client id to the client's name; for all clients or for none.
         shown: some training rows for display.
+        skipped: examples that could not be read and were left out.
     """
 
     train: Examples
@@ -60,6 +62,7 @@ class FederatedData:
     strata_names: tuple[str, ...] = ()
     names: Mapping[int, Name] = field(default_factory=dict)
     shown: tuple[Shown, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     def __repr__(self) -> str:
         num = len(self.partition) + len(self.held_out)

@@ -25,6 +25,9 @@ def describe(data: FederatedData, evaluated: str, kinds_word: str) -> Iterator[s
     num_used = sum(len(client_rows) for client_rows in rows.values())
     used = f", {num_used:,} of them the clients'" if num_used < len(data.train) else ""
     yield f"examples: {len(data.train):,} training{used}, {len(data.test):,} {evaluated}"
+    if data.skipped:
+        yield f"left out, because they cannot be read: {len(data.skipped):,}"
+        yield from (f"  {each.file or f'row {each.row}'} ({each.set}): {each.reason}" for each in data.skipped)
     if kinds := data.strata_names or data.class_names:
         yield _kinds(data, kinds, evaluated, kinds_word)
     yield from _clients(data, rows)

@@ -138,6 +138,7 @@ def federate(
         strata_names=raw.strata_names,
         names=division.clients.names,
         shown=_shown(raw),
+        skipped=raw.skipped,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedelta.data.stored import StoredColumn
 from fedelta.errors import refuse
 from fedelta.modalities.base import Modality
-from fedelta.modalities.stores import evenly_spaced
+from fedelta.modalities.stores import LEAVE_OUT, REPLACE, evenly_spaced
 
 logger = logging.getLogger("fedelta")
 
@@ -42,7 +42,7 @@ class Glance:
         Raises:
             DataError: rows have no example, or one that cannot be read.
         """
-        _refuse_absent(column)
+        _refuse_absent(column, reads_files=bool(modality.suffixes))
         glance = cls(column, modality, max_memory_mib)
         glance._read(evenly_spaced(len(column), NUM_READ))
         return glance
@@ -70,7 +70,7 @@ def _is_no_warning(record: logging.LogRecord) -> bool:
     return record.levelno != logging.WARNING
 
 
-def _refuse_absent(column: StoredColumn) -> None:
+def _refuse_absent(column: StoredColumn, *, reads_files: bool) -> None:
     """Raises if rows are empty, or name files that do not exist or are empty; opens no file."""
     problems = []
     row = 0
@@ -79,7 +79,8 @@ def _refuse_absent(column: StoredColumn) -> None:
             if (problem := _absent(value)) is not None:
                 problems.append(f"row {int(column.numbers[row])}: {problem}")
             row += 1
-    refuse(column.origin, problems, hint="rows are counted from 0")
+    hint = LEAVE_OUT if reads_files else REPLACE
+    refuse(column.origin, problems, hint=hint)
 
 
 def _absent(value: Any) -> str | None:

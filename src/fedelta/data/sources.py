@@ -25,6 +25,7 @@ from fedelta.data.files import AT_THE_SITES, EMBEDDED, NAMES, missing_path
 from fedelta.data.folders import Splits
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
 from fedelta.data.sets import TEST, load_sets
+from fedelta.data.skipping import RENUMBERED, Skipped, screened
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
 from fedelta.errors import DataError, listed, refuse
@@ -104,6 +105,8 @@ class DataSource(Settings):
         max_length: maximum number of tokens of a text; longer texts are cut, of dialogues the beginning of the prompt.
         max_train_examples: maximum number of training rows, drawn in equal shares of each class.
         max_test_examples: maximum number of test rows, drawn in equal shares of each class.
+        on_error: "stop": images or recordings that cannot be read are an error. "skip": they are left out before
+            anything is drawn, and listed in `skipped.csv` of the run; every file is then decoded once more (see skipping.py).
         max_memory_mib: decoded images, and spectrograms, are kept in memory up to this many MiB for each of training
             and test set.
     """
@@ -137,6 +140,7 @@ class DataSource(Settings):
     max_length: int = Field(default=128, ge=1, le=1_000_000)
     max_train_examples: int | None = Field(default=None, ge=2)  # all
     max_test_examples: int | None = Field(default=None, ge=1)  # all
+    on_error: Literal["stop", "skip"] = "stop"  # nothing is left out without being asked
     max_memory_mib: int = Field(default=2048, ge=0)  # a quarter of a small machine's 8 GiB
 
     @field_validator("value_range")
@@ -245,6 +249,7 @@ class RawData:
         strata_names: one per stratum (`Targets.strata`).
         columns: the columns in use.
         at_a_glance: whether examples are read lazily instead of all at once (see `glance.py`).
+        skipped: examples that could not be read and were left out.
     """
 
     source: DataSource
@@ -254,6 +259,7 @@ class RawData:
     strata_names: tuple[str, ...]
     columns: Columns
     at_a_glance: bool = False
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def modality(self) -> type[Modality]:
@@ -328,6 +334,8 @@ def read(
     train, test, splits = load_sets(source, origin, loaded)
     named = source.named_columns if source.client else replace(source.named_columns, client=splits.client)
     train, test, columns = _with_columns(train, test, named, task, origin)
+    of_train, of_test = screened(train, test, columns, source.preparation if source.on_error == "skip" else None, task)
+    train, test = of_train.dataset, None if of_test is None else of_test.dataset
     lacking = _lacking(train, test, columns)
     train_column = target_column(train, columns.labels, "training set")
     test_column = (
@@ -337,16 +345,17 @@ def read(
         plain_test = None if test_column is None else task.plain(test_column)
         train_column, test_column = known.of_data(task.plain(train_column), plain_test, origin)
     targets = targets_of(task, train_column, test_column)
-    refuse(origin, [*targets.problems, *lacking])
+    skipped = (*of_train.skipped, *(() if of_test is None else of_test.skipped))
+    refuse(origin, [*targets.problems, *lacking], hint=RENUMBERED if skipped else None)
     _tell(*splits.notes, *targets.notes)
-    train_rows = Rows(train, targets.train, torch.arange(len(train)))
-    if test is None or targets.test is None:
+    train_rows = Rows(train, targets.train, of_train.numbers)
+    if of_test is None or targets.test is None:
         train_rows, test_rows = hold_out(train_rows, source.test_fraction, stream(seed, "data", "test"))
     else:
-        test_rows = Rows(test, targets.test, torch.arange(len(test)))
+        test_rows = Rows(of_test.dataset, targets.test, of_test.numbers)
     train_rows = limit(train_rows, source.max_train_examples, stream(seed, "data", "train subset"))
     test_rows = limit(test_rows, source.max_test_examples, stream(seed, "data", "test subset"))
-    return RawData(source, train_rows, test_rows, targets.class_names, targets.strata_names, columns)
+    return RawData(source, train_rows, test_rows, targets.class_names, targets.strata_names, columns, skipped=skipped)
 
 
 def _tell(*notes: str) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedelta.modalities.base import Example
 
 REPLACE = "repair or replace these files or rows; rows are counted from 0"
+LEAVE_OUT = f'{REPLACE}; or leave them out with `data.on_error = "skip"`, `--on-error skip` of `fedelta run`'
 _Value = TypeVar("_Value")
 _Read = TypeVar("_Read")
 
@@ -78,7 +79,7 @@ class Encoded:
                 raw.append(self.read(value))
             except ExampleError as error:
                 problems.append(f"{row_name(number, value)}: {error}")
-        refuse(f"column {self.column.name!r}", problems, hint=REPLACE)
+        refuse(f"column {self.column.name!r}", problems, hint=LEAVE_OUT)
         return torch.stack(raw)
 
 
@@ -123,7 +124,7 @@ def scan_rows(column: Column, look: Callable[[object], _Read]) -> tuple[set[_Rea
 
 def refuse_rows(column: Column, problems: dict[int, str]) -> None:
     """Raises one `DataError` for all `problems`, row to message; does nothing if there are none."""
-    refuse(column.origin, [problem for _, problem in sorted(problems.items())], hint=REPLACE)
+    refuse(column.origin, [problem for _, problem in sorted(problems.items())], hint=LEAVE_OUT)
 
 
 def read_examples(

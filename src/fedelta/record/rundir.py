@@ -19,6 +19,8 @@ summary.json          written at the end
 confusion.json        the confusion matrix, if the task has classes; written at the end
 mistakes.json         a few test examples that the finished model answered wrongly, small images and beginnings of texts
                       among them; written at the end, not by deployments
+skipped.csv           images and recordings that could not be read and were left out, if there are any: set, row, file,
+                      reason
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            the cost of an answer at each exit, if the model has exits; written at the end
 personalization.json  measures of held-out clients before and after fine-tuning, written by `fedelta personalize`
@@ -61,6 +63,7 @@ CLIENTS = "checkpoint/clients"
 SUMMARY = "summary.json"
 CONFUSION = "confusion.json"
 MISTAKES = "mistakes.json"
+SKIPPED = "skipped.csv"
 ADAPTER = "adapter"
 EXITS = "exits.json"
 PERSONALIZATION = "personalization.json"
@@ -70,7 +73,20 @@ _UNFINISHED = re.compile(r"\..+\.(?P<pid>\d{1,10})\.partial")
 
 # The files that a run directory must have, for `create` and `open`.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
-_FILES = (PARTITION, MODEL, PRIVACY, ROUNDS, TIMINGS, SUMMARY, CONFUSION, MISTAKES, EXITS, PERSONALIZATION, AUDIT)
+_FILES = (
+    PARTITION,
+    MODEL,
+    PRIVACY,
+    ROUNDS,
+    TIMINGS,
+    SUMMARY,
+    CONFUSION,
+    MISTAKES,
+    SKIPPED,
+    EXITS,
+    PERSONALIZATION,
+    AUDIT,
+)
 
 
 @dataclass(frozen=True)
@@ -317,7 +333,7 @@ def _sweep_unfinished(parent: Path) -> None:
 
 
 def _holds_only_ours(folder: Path) -> bool:
-    expected = {name.partition("/")[0] for name in (*REQUIRED, PARTITION, MODEL, PRIVACY, ROUNDS, TIMINGS)}
+    expected = {name.partition("/")[0] for name in (*REQUIRED, PARTITION, MODEL, PRIVACY, SKIPPED, ROUNDS, TIMINGS)}
     return {entry.name.removeprefix(".").removesuffix(".partial") for entry in folder.iterdir()} <= expected
 
 

@@ -23,6 +23,9 @@ from fedelta.tasks.base import Measure
 
 BYTES_PER_FLOAT32 = 4
 
+NUM_SKIPPED = "num_skipped"
+"""The key of the number of examples that could not be read and were left out; missing if there are none."""
+
 
 def round_record(
     outcome: RoundOutcome,

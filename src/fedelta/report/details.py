@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,11 @@ import tomli_w
 
 from fedelta.record.files import flatten
 from fedelta.record.history import History
+from fedelta.record.rundir import SKIPPED
+from fedelta.record.runlog import NUM_SKIPPED
 from fedelta.report.elements import Table
+
+_MOST = 100  # rows of the table; the file has all
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class DetailSection:
         configuration: TOML.
         environment: one row per value.
         citations: BibTeX.
+        skipped: examples that were left out; None if there are none.
     """
 
     template: ClassVar[str] = "details.html"
@@ -30,10 +36,22 @@ class DetailSection:
     configuration: str
     environment: Table
     citations: str
+    skipped: Table | None = None
 
 
 def details(run: History, *, titled: bool) -> DetailSection:
     """The section for `run`: configuration, environment and citations; folded if the page has several runs."""
     environment = Table(["What", "Value"], list(flatten(run.environment)))
     title = run.name if titled else "Details"
-    return DetailSection(title, not titled, tomli_w.dumps(run.config), environment, run.citations)
+    return DetailSection(title, not titled, tomli_w.dumps(run.config), environment, run.citations, _skipped(run))
+
+
+def _skipped(run: History) -> Table | None:
+    """The examples that were left out, as far as they are listed here; None if there are none."""
+    path = run.path / SKIPPED
+    header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else [["site's own"]]
+    num = int(run.summary.get(NUM_SKIPPED, len(rows)))
+    if not num:
+        return None
+    more = "" if num <= min(len(rows), _MOST) else f"; {min(len(rows), _MOST)} of them are shown"
+    return Table(header, rows[:_MOST], note=f"{num:,} examples could not be read and were left out{more}.")

@@ -19,6 +19,7 @@ from fedelta.assembly.settling import with_task
 from fedelta.assembly.site import built, thorough
 from fedelta.config import Config
 from fedelta.data.clients import Clients
+from fedelta.data.skipping import Skipped
 from fedelta.data.sources import RawData
 from fedelta.deployment.run.measures import SiteMeasures
 from fedelta.federation.base import Federation, Thorough
@@ -61,6 +62,7 @@ class ServerParts:
         sites: asks the sites for their measures.
         bench: measures the model at the server; None if the sites do.
         key: of the server's secret noise and cohorts; None if it draws none.
+        skipped: examples that were left out of the server's test set.
     """
 
     config: Config
@@ -72,6 +74,7 @@ class ServerParts:
     sites: SiteMeasures
     bench: Bench | None = None
     key: bytes | None = field(default=None, repr=False)
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def clients(self) -> Clients:
@@ -98,6 +101,11 @@ class ServerParts:
     def partition(self) -> Record:
         """The content of `partition.json`."""
         return roster_record(self.roster.as_record(), self.clients)
+
+    @property
+    def num_skipped(self) -> int:
+        """Examples that were left out of the server's test set, and at the sites."""
+        return len(self.skipped) + sum(profile.num_skipped for profile in self.roster.profiles.values())
 
     @property
     def row(self) -> None:
@@ -208,7 +216,16 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     answering = _thorough(config.task, sites, bench)
     federation = replace(federation, thorough=answering, attendance=remote.attendance, site_of=roster.site_of)
     return ServerParts(
-        basis.config, config.task, model, federation, roster, class_names, sites, bench, basis.key
+        basis.config,
+        config.task,
+        model,
+        federation,
+        roster,
+        class_names,
+        sites,
+        bench,
+        basis.key,
+        () if basis.raw is None else basis.raw.skipped,
     ), remote
 
 

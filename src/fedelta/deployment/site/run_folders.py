@@ -1,6 +1,7 @@
 """The runs that a site takes part in, on its disk: what the server said of each, and what its clients remember.
 
     RUN/run.json    the recipe, and the site's part in the run
+    RUN/skipped.csv images and recordings of the site that could not be read and were left out, if there are any
     RUN/memory/     what clients remember (`MemoryStore`)
 
 RUN is a hash of the run's id, which comes from the server and so must not be a path.
@@ -23,6 +24,7 @@ from fedelta.runtimes.remote.store import MemoryStore
 
 logger = logging.getLogger("fedelta")
 _FILE = "run.json"
+_SKIPPED = "skipped.csv"
 _DAY = 86400
 
 
@@ -72,6 +74,18 @@ class RunFolders:
         """
         self._of(run).mkdir(parents=True, exist_ok=True)
         write_atomic(self._of(run) / _FILE, json.dumps({"run": run, **asdict(record)}))
+
+    def write_skipped(self, run: str, table: str) -> None:
+        """Writes the list of the site's examples that were left out, which stays here.
+
+        Args:
+            run: its id.
+            table: CSV.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written.
+        """
+        write_atomic(self._of(run) / _SKIPPED, table)
 
     def memories(self, run: str) -> MemoryStore:
         """What clients remember of a run."""

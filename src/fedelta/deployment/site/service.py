@@ -26,6 +26,7 @@ from fedelta.assembly.deployed import Deployed, Share, deploy, offer
 from fedelta.assembly.settling import with_task
 from fedelta.assembly.site import read_raw
 from fedelta.config import Config
+from fedelta.data.skipping import as_csv
 from fedelta.data.sources import RawData
 from fedelta.deployment.site.merging import merged
 from fedelta.deployment.site.protection import (
@@ -134,6 +135,8 @@ class Service:
         offered = offer(config, raw, self._share)
         sizes = {str(key): number for key, number in offered.num_examples.items()}
         self._runs.write(request.run, RunRecord(request.config, sizes=sizes))
+        if raw.skipped:
+            self._runs.write_skipped(request.run, as_csv(raw.skipped))
         manifest = {
             "protocol": PROTOCOL,
             "version": __version__,
@@ -142,6 +145,7 @@ class Service:
             "is_natural": not self.settings.is_partition,
             "num_test_examples": offered.num_test_examples,
             "statistics": offered.statistics.totals,
+            "num_skipped": len(raw.skipped),
         }
         return Message("described", manifest)
 

@@ -48,6 +48,7 @@ class Profile:
         num_test_examples: rows on which the site can measure.
         statistics: sums over the targets of all its clients (`Task.statistics`); empty if the site shares none, or the
             task needs none.
+        num_skipped: examples that the site could not read and left out.
     """
 
     class_names: tuple[str, ...]
@@ -55,6 +56,7 @@ class Profile:
     is_natural: bool
     num_test_examples: int
     statistics: Sums = Sums()  # noqa: RUF009 a frozen value
+    num_skipped: int = 0
 
 
 def describe(invitation: Invitation) -> Talk[Profile]:
@@ -83,6 +85,7 @@ def describe(invitation: Invitation) -> Talk[Profile]:
         is_natural,
         whole(manifest.get("num_test_examples"), "num_test_examples", least=0),
         sums_in(manifest.get("statistics", {}), "statistics"),
+        whole(manifest.get("num_skipped", 0), "num_skipped", least=0),
     )
 
 

@@ -93,6 +93,7 @@ class Roster:
                 "is_natural": profile.is_natural,
                 "num_test_examples": profile.num_test_examples,
                 **({"statistics": profile.statistics.totals} if profile.statistics.totals else {}),
+                **({"num_skipped": profile.num_skipped} if profile.num_skipped else {}),
             }
             for site, profile in self.profiles.items()
         }
@@ -107,6 +108,7 @@ class Roster:
                 values["is_natural"],
                 values["num_test_examples"],
                 sums_in(values.get("statistics", {}), "statistics"),
+                values.get("num_skipped", 0),
             )
             for site, values in record.items()
         }
