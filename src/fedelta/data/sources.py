@@ -106,7 +106,7 @@ class DataSource(Settings):
         max_train_examples: maximum number of training rows, drawn in equal shares of each class.
         max_test_examples: maximum number of test rows, drawn in equal shares of each class.
         on_error: "stop": images or recordings that cannot be read are an error. "skip": they are left out before
-            anything is drawn, and listed in `skipped.csv` of the run; every file is then decoded once more (see skipping.py).
+            anything is drawn, and listed in `skipped.csv` of the run; every file is then decoded once more.
         max_memory_mib: decoded images, and spectrograms, are kept in memory up to this many MiB for each of training
             and test set.
     """

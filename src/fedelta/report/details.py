@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,7 +50,7 @@ def details(run: History, *, titled: bool) -> DetailSection:
 def _skipped(run: History) -> Table | None:
     """The examples that were left out, as far as they are listed here; None if there are none."""
     path = run.path / SKIPPED
-    header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else [["site's own"]]
+    header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"))) if path.is_file() else [[""]]
     num = int(run.summary.get(NUM_SKIPPED, len(rows)))
     if not num:
         return None
