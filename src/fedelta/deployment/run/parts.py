@@ -215,17 +215,9 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     federation = protecting(federation, guarantee, randomness)
     answering = _thorough(config.task, sites, bench)
     federation = replace(federation, thorough=answering, attendance=remote.attendance, site_of=roster.site_of)
+    skipped = () if basis.raw is None else basis.raw.skipped
     return ServerParts(
-        basis.config,
-        config.task,
-        model,
-        federation,
-        roster,
-        class_names,
-        sites,
-        bench,
-        basis.key,
-        () if basis.raw is None else basis.raw.skipped,
+        basis.config, config.task, model, federation, roster, class_names, sites, bench, basis.key, skipped
     ), remote
 
 
