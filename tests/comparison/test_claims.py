@@ -1,4 +1,4 @@
-"""Several comparisons on one directory: each cell is run by one of them, and a dead one leaves its cells to the others."""
+"""Several comparisons on one directory: each cell is run by one of them, those of a dead one by the others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,12 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills processes
 
 
 def cells_in(folder: Path, seeds: list[int]) -> list[CellRun]:
+    config = folder / "small.toml"
+    if not config.exists():
+        write_small(folder)
     directory = ComparisonDirectory(folder / "out")
     directory.make()
-    return directory.jobs(make_plan(read_request(write_small(folder), {"seed": seeds})).cells({(): None}))
+    return directory.jobs(make_plan(read_request(config, {"seed": seeds})).cells({(): None}))
 
 
 def place(cells: list[CellRun]) -> Path:
@@ -45,6 +49,19 @@ def finish(cell: CellRun) -> None:
 def cells(tmp_path) -> list[CellRun]:
     """Two cells, and a directory for them."""
     return cells_in(tmp_path, [1, 2])
+
+
+@pytest.fixture
+def start():
+    """Starts processes, which do not outlive the test."""
+    with ExitStack() as stack:
+
+        def begin(command: list[str], **options: object):
+            process = stack.enter_context(subprocess.Popen(command, **options))
+            stack.callback(process.kill)
+            return process
+
+        yield begin
 
 
 def test_a_cell_is_taken_once_and_left_when_it_has_ended(cells):
@@ -171,7 +188,8 @@ if run.name == "seed-6":
 COMPARISON = """
 import sys
 from pathlib import Path
-from tests.comparison.test_claims import CELL, START, cells_in, place
+from tests.comparison.test_claims import CELL, cells_in, place
+from tests.comparison.test_processes import START
 from fedelta.comparison import launchers, pool
 from fedelta.comparison.claims import joined
 launchers.WORKER = (sys.executable, "-S", "-E", "-c", START + CELL)
@@ -183,19 +201,14 @@ with joined(place(cells), "") as claims:
 """
 
 
-def test_three_processes_share_the_cells_and_those_of_a_killed_one(tmp_path):
+def test_three_processes_share_the_cells_and_those_of_a_killed_one(tmp_path, start):
     runs = tmp_path / "out" / "runs"
     runs.mkdir(parents=True)
     (runs / "hold").touch()
     (runs / "begun").touch()
-    jobs = []
-    for name in "abc":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "out").symlink_to(tmp_path / "out")
-        command = [sys.executable, "-c", COMPARISON, str(tmp_path / name)]
-        jobs.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2])
-        )
+    write_small(tmp_path)
+    command, root = [sys.executable, "-c", COMPARISON, str(tmp_path)], Path(__file__).resolve().parents[2]
+    jobs = [start(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(3)]
     wait_for(lambda: len((runs / "begun").read_text().splitlines()) == len(jobs))
     first = jobs[0].stdout.readline().split()[1]
     os.kill(jobs[0].pid, signal.SIGKILL)
@@ -216,11 +229,11 @@ def test_three_processes_share_the_cells_and_those_of_a_killed_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_table_of_three_comparisons_of_which_one_is_killed_is_that_of_one(tmp_path):
-    def begin(out: Path) -> subprocess.Popen[bytes]:
+def test_the_table_of_three_comparisons_of_which_one_is_killed_is_that_of_one(tmp_path, start):
+    def begin(out: Path):
         command = [sys.executable, "-c", "from fedelta.cli import main; main()", "compare", str(write_small(tmp_path))]
         command += ["--over", "seed=1,2,3,4,5,6", "--set", "strategy.num_rounds=25", "--out", str(out)]
-        return subprocess.Popen([*command, "--processes", "1", "--quiet"])
+        return start([*command, "--processes", "1", "--quiet"])
 
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     jobs = [begin(shared) for _ in range(3)]

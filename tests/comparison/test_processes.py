@@ -184,6 +184,7 @@ def test_without_memory_for_two_one_runs_at_a_time(jobs, claims, pretend, monkey
 def test_a_process_that_is_killed_has_a_reason(jobs, claims, pretend):
     pretend("print('last words', flush=True); os.kill(os.getpid(), 9)")
     jobs[0].failure.write_text("the error of an earlier attempt")
+    os.utime(jobs[0].failure, (0, 0))
     kinds = [event.kind for event in pool.run_jobs(jobs[:1], claims=claims, processes=1)]
     assert kinds == ["started", "failed"]
     assert jobs[0].reason() == (

@@ -164,9 +164,11 @@ class Claims:
         return self.folder / f"{cell}.{number}.claim"
 
     def _remove(self, cell: str) -> None:
-        """Removes the claims on a cell, that of this job last."""
+        """Removes the claims on a cell of the dead, and then that of this job."""
         for number in sorted(self._numbers(cell)):
-            self._claim(cell, number).unlink(missing_ok=True)
+            path = self._claim(cell, number)
+            if _read(path) == self.job or not self._is_held(cell, number):
+                path.unlink(missing_ok=True)
 
     def _lives(self, job: str) -> bool:
         """Whether a job is alive; removes the file of a dead one, which tells it so in case it was only slow."""

@@ -77,9 +77,9 @@ def run_jobs(
             room = _has_room(workers, most, highest_peak, limited=processes is None)
             if waiting and room and time.monotonic() >= next_look:
                 ended, unclaimed = claims.sort(waiting)
-                for job in ended:
-                    waiting.remove(job)
-                    yield _end_elsewhere(job)
+                for other in ended:
+                    waiting.remove(other)
+                    yield _end_elsewhere(other)
                 if (job := next(filter(claims.take, unclaimed), None)) is not None:
                     waiting.remove(job)
                     job.failure.unlink(missing_ok=True)
