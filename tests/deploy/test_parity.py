@@ -30,19 +30,21 @@ def test_five_rounds_deployed_end_where_the_simulation_does(federation: Federati
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("name", "settings"),
     [
-        ["codec.name=int4", "codec.rounding=stochastic"],
-        ["codec.name=float16", "aggregation.name=hlora", "tuning.r=4", "tuning.rank_by_client.ranks=[1, 2, 4]"],
+        ("int4", ["codec.name=int4", "codec.rounding=stochastic"]),
+        (
+            "hlora",
+            ["codec.name=float16", "aggregation.name=hlora", "tuning.r=4", "tuning.rank_by_client.ranks=[1, 2, 4]"],
+        ),
     ],
-    ids=["int4 with its residual", "HLoRA with ranks that differ"],
 )
 def test_coarse_codecs_and_ranks_are_those_of_the_simulation_to_the_last_bit(
-    federation: Federation, settings: list[str]
+    federation: Federation, name: str, settings: list[str]
 ) -> None:
     settings = ["strategy.name=fedavg", *settings]
-    run = federation.deploy(RECIPE, "bytes", *settings).wait()
-    simulated = expected(federation.folder / "bytes.toml", settings)
+    run = federation.deploy(RECIPE, name, *settings).wait()
+    simulated = expected(federation.folder / f"{name}.toml", settings)
     assert_same_bits(run.params, simulated.params)
     assert tensor_bytes(run.path) == simulated.tensor_bytes
 

@@ -36,6 +36,9 @@ PRIVATE = (
 RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "windows": (SMALL, WINDOWS),
     "control variates, residuals": (SMALL, ("strategy.name=scaffold", "codec.name=int8")),
+    "int4 in both directions": (SMALL, ("codec.name=int4",)),
+    "ranks that differ": (SMALL, ("aggregation.name=hlora", "tuning.rank_by_client.ranks=[1, 2]")),
+    "what is carried": (SMALL, ("aggregation.name=fedex", "tuning.rank_by_client.ranks=[1, 2]")),
     "tiers": (SMALL, TIERS),
     "local norms": (CONVOLUTIONAL, ("model.batch_norm=local",)),
     "private examples": (SMALL, (*PRIVATE, "privacy.unit=example", "codec.name=int8", "strategy.num_rounds=2")),

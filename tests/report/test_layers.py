@@ -215,12 +215,12 @@ def test_full_syncs_and_traffic_are_shown(tmp_path):
     shape = dataclasses.replace(SMALL, num_rounds=8, num_finished=7)
     path = make_run(tmp_path / "run", in_windows(shape, FedLama(phi=4))).path
     history, text = history_of(path), text_of(path)
-    # All groups come up in window 1. With all of them each payload weighs 2 x 10 bytes and 612 of headers.
+    # All groups come up in window 1. With all of them each upload weighs 2 x 10 bytes and 612 of headers.
     assert history.full_syncs == {1, 2, 3, 4}
     assert "4 of 7 rounds were full syncs, which average every group." in text
-    everything, sent = 7 * 2 * 2 * 632, history.ledger.total_bytes
+    everything, sent = 7 * 2 * 632, history.ledger.uplink_bytes
     assert everything > sent
-    assert f"with every group in every payload {everything / 2**20:.4f} MiB" in text
+    assert f"if each were as long as the longest {everything / 2**20:.4f} MiB" in text
     assert f"so {100 * (1 - sent / everything):.1f} % is saved." in text
     assert f"Relative cost: {100 * history.relative_cost:.1f} % of the scalars" in text
     assert f"relative cost {100 * history.relative_cost:.1f} %" in text.split("Results")[0]

@@ -43,6 +43,9 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "int8 with its residual": (SMALL, ("codec.name=int8",)),
     "integers rounded at random": (SMALL, ("codec.name=int4", "codec.rounding=stochastic")),
     "places drawn at random": (SMALL, ("codec.up.name=random-k", "codec.up.k=0.1", "codec.down.name=sign")),
+    "ranks that differ": (
+        SMALL, ("aggregation.name=hlora", "tuning.rank_by_client.ranks=[1, 2]", "strategy.clients_per_round=5"),
+    ),
     "dropout": (SMALL, ("tuning.name=prompt", "tuning.r=", "tuning.dropout=0.3")),
     "adamw and a schedule": (SMALL, ("client.optimizer.name=adamw", "client.schedule.name=cosine")),
     "crops and flips": (SMALL, ("augmentation.crop_padding=1", "augmentation.flip=true", *STEPS)),

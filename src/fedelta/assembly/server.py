@@ -28,6 +28,9 @@ from fedelta.tuning.lora import Lora
 
 logger = logging.getLogger("fedelta")
 
+# The first upload of a client has no residual, and the last one's is lost: with fewer, hardly any is ever sent.
+_TIMES_WITH_FEEDBACK = 2
+
 
 def build_server(
     config: Config,
@@ -76,7 +79,7 @@ def build_server(
         pairs=None if pairs is None else replace(pairs, ranks=ranks_of(config, spec, clients, tiers)),
         has_plugin=any(provider_of(method) is not None for method in (strategy, strategy.mean)),
     )
-    _warn_of_one_group(federation, config.tuning.name)
+    _warn(federation, config.tuning.name)
     _check_mean(federation)
     return federation
 
@@ -92,13 +95,29 @@ def ranks_of(config: Config, spec: ParamSpec, clients: Clients, tiers: Tiers | N
     return {}
 
 
-def _warn_of_one_group(federation: Federation, tuning_name: str) -> None:
+def _warn(federation: Federation, tuning_name: str) -> None:
+    """Warns of a strategy that has nothing to gain, and of error feedback that does nothing."""
+    _warn_of_rare_clients(federation)
     if federation.strategy.layerwise and len(federation.spec.sizes) == 1:
         logger.warning(
             "strategy %r has nothing to gain: tuning method %r has only one group that could travel less often, %r.",
             federation.strategy.name,
             tuning_name,
             next(iter(federation.spec.sizes)),
+        )
+
+
+def _warn_of_rare_clients(federation: Federation) -> None:
+    """Warns where a residual is, in the mean, left at a client that does not come back."""
+    strategy, num_clients = federation.strategy, len(federation.clients.numbers)
+    times = min(1.0, strategy.clients_per_round / num_clients) * strategy.num_rounds
+    if federation.channel.feeds_back and times < _TIMES_WITH_FEEDBACK:
+        logger.warning(
+            "a client takes part in %.2g of %d rounds in the mean: most of what codec %r leaves out of an upload is "
+            "never sent, although `codec.error_feedback` is on.",
+            times,
+            strategy.num_rounds,
+            federation.channel.up.name,
         )
 
 

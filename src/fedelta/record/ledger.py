@@ -73,7 +73,7 @@ class Ledger:
     rounds: dict[int, RoundBytes] = field(default_factory=dict, init=False)
     groups: dict[Direction, dict[str, int]] = field(default_factory=lambda: {"down": {}, "up": {}}, init=False)
     clients: dict[Direction, dict[int, ClientBytes]] = field(default_factory=lambda: {"down": {}, "up": {}}, init=False)
-    largest_download_bytes: int = field(default=0, init=False)
+    largest_upload_bytes: int = field(default=0, init=False)
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
@@ -151,9 +151,9 @@ class Ledger:
             of_round = self.rounds.setdefault(transfer.round, RoundBytes())
             if transfer.direction == "up":
                 of_round.uplink_bytes += transfer.payload_bytes
+                self.largest_upload_bytes = max(self.largest_upload_bytes, transfer.payload_bytes)
             else:
                 of_round.downlink_bytes += transfer.payload_bytes
-                self.largest_download_bytes = max(self.largest_download_bytes, transfer.payload_bytes)
             groups = self.groups[transfer.direction]
             for group, num_bytes in transfer.tensor_bytes.items():
                 groups[group] = groups.get(group, 0) + num_bytes

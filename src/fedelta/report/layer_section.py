@@ -89,13 +89,16 @@ def _syncs(run: History) -> str:
 
 
 def _traffic(run: History) -> str:
-    """A text on the cost by Eq. 9, and on the bytes that would have been sent with every group in each payload."""
-    sent, everything = run.ledger.total_bytes, run.ledger.largest_download_bytes * run.ledger.num_transfers
+    """A text on the cost by Eq. 9, and on the bytes of uploads if each were as long as the longest.
+
+    Not on those of downloads: how long they are may depend on what a client holds, and not only on their groups.
+    """
+    sent, everything = run.ledger.uplink_bytes, run.ledger.largest_upload_bytes * run.ledger.transfers["up"]
     if run.relative_cost is None or not everything:
         return "Nothing was averaged."
     return (
         f"Relative cost: {percent(run.relative_cost)} of the scalars that FedAvg averages in as many rounds (Eq. 9). "
-        f"Sent: {size(sent)}, both directions; with every group in every payload {size(everything)}, "
+        f"Uploads: {size(sent)}; if each were as long as the longest {size(everything)}, "
         f"so {percent(1 - sent / everything)} is saved."
     )
 
