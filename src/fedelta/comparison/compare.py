@@ -92,15 +92,7 @@ def compare(
         work.directory.write(ASKED, plan.request.to_toml())
         work.directory.write_plugins()
         try:
-            work.run(work.trials, claims)
-            work.find_jobs()
-            work.num_ended += len(plan.points) - len(work.jobs)  # cells for which the search found no value
-            work.run(work.jobs, claims, waits=False)
-            if num_open := sum(not job.ended_since(claims.since_ns) for job in work.jobs):
-                logger.warning(
-                    "other processes still run %s of this comparison; the last one to end completes the tables.",
-                    "1 cell" if num_open == 1 else f"{num_open} cells",
-                )
+            work.run_all(claims)
         finally:
             # After Ctrl-C too, so that the finished cells have their page.
             work.write_all(claims)
@@ -131,6 +123,18 @@ class _Work:
         """
         self.trials = self.directory.jobs(self.plan.trials)
         self.jobs = self.directory.jobs(self.plan.cells(self._chosen()))
+
+    def run_all(self, claims: Claims) -> None:
+        """Runs the search, then the cells; ends when others run what is left of them, and says so."""
+        self.run(self.trials, claims)
+        self.find_jobs()
+        self.num_ended += len(self.plan.points) - len(self.jobs)  # cells for which the search found no value
+        self.run(self.jobs, claims, waits=False)
+        if num_open := sum(not job.ended_since(claims.since_ns) for job in self.jobs):
+            logger.warning(
+                "other processes still run %s of this comparison; the last one to end completes the tables.",
+                "1 cell" if num_open == 1 else f"{num_open} cells",
+            )
 
     def run(self, jobs: Sequence[CellRun], claims: Claims, *, waits: bool = True) -> None:
         """Runs the jobs that are not settled, all cells of a seed before those of the next; see `run_jobs`."""
