@@ -8,8 +8,13 @@ from pathlib import Path
 _SECRET_MODE, _FOLDER_MODE = 0o600, 0o700
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, writer: str = "") -> None:
     """Writes `content` to `path`, replacing an existing file; the directory must exist.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        writer: differs between processes that may write the file at the same time.
 
     Content and name are on the disk when this returns. After an exception, Ctrl-C included, the previous file is
     unchanged and no temporary file remains.
@@ -17,7 +22,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: the disk is full or the directory cannot be written.
     """
-    write_file(path, content)
+    write_file(path, content, writer=writer)
     sync_directory(path.parent)
 
 
@@ -49,10 +54,10 @@ def only_owner_may_read(path: Path) -> bool:
     return path.stat().st_mode & 0o077 == 0
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str | bytes, *, writer: str = "") -> None:
     """Like `write_atomic`, but the name is durable only after `sync_directory`; for many files in one directory."""
     # A fixed name, so that the next attempt overwrites the file that a killed process has left.
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{writer}.partial")
     try:
         with temporary.open("wb", buffering=0) as file:
             write_all(file.fileno(), content.encode() if isinstance(content, str) else content)

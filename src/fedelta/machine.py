@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import hashlib
 import math
 import os
+import platform
+import uuid
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Of glibc's `mallopt`: how much free memory at the end of the heap, and how large a block, goes back to the system.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -22,6 +27,16 @@ def available_cores() -> int:
 def is_limited() -> bool:
     """Whether a quota leaves this process fewer cores than it sees."""
     return available_cores() < _in_affinity()
+
+
+@functools.cache
+def machine_id() -> str:
+    """Eight hexadecimal digits for this machine since it was started; containers with names of their own differ."""
+    try:
+        boot = _BOOT.read_text(encoding="ascii")
+    except OSError:  # no Linux
+        boot = str(uuid.getnode())
+    return hashlib.sha256(f"{platform.node()} {boot}".encode()).hexdigest()[:8]
 
 
 def available_bytes() -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,15 +63,6 @@ def test_a_damaged_configuration_is_refused(tmp_path):
         ComparisonDirectory(tmp_path).jobs([cell])
 
 
-def test_only_one_comparison_at_a_time_uses_a_directory(tmp_path):
-    directory = ComparisonDirectory(tmp_path / "out")
-    held = directory.locked()
-    with held, pytest.raises(RunError, match="another process runs a comparison in"), directory.locked():
-        pass
-    with directory.locked():
-        pass
-
-
 def test_a_directory_with_other_things_is_refused(tmp_path):
     file = write_small(tmp_path)
     with pytest.raises(RunError, match="is a file, expected a directory"):
@@ -89,16 +81,24 @@ def test_a_comparison_goes_on_beside_its_own_file_and_never_beside_another(tmp_p
     own = tmp_path / "compare.toml"
     own.touch()
     assert default_out(own) == Path("runs/compare-compare")
-    with ComparisonDirectory(tmp_path).locked():
-        assert default_out(own) == tmp_path
+    ComparisonDirectory(tmp_path).make()
+    assert default_out(own) == tmp_path
     assert default_out(write_small(tmp_path)) == Path("runs/compare-small")
     assert default_out(fedelta.load_config(write_small(tmp_path))) == Path("runs/compare")
 
 
 def test_what_a_kill_left_behind_is_removed(tmp_path):
     directory = ComparisonDirectory(tmp_path)
-    with directory.locked():
-        (tmp_path / "runs" / ".seed-1.77.partial").mkdir()
-        (tmp_path / "runs" / "seed-1").mkdir()
-        directory.clean()
-        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["seed-1"]
+    directory.make()
+    for name in (".seed-1.77.partial", ".seed-2.78.partial", "seed-1"):
+        (tmp_path / "runs" / name).mkdir()
+    os.utime(tmp_path / "runs" / ".seed-1.77.partial", ns=(10, 10))
+    directory.clean(11)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [".seed-2.78.partial", "seed-1"]
+
+
+def test_a_run_that_is_being_made_is_not_used_for_its_cell(tmp_path):
+    (cell,) = cells_of(tmp_path, {"seed": [1]})
+    pretend(tmp_path / "runs" / ".seed-1.77.partial", cell)
+    (job,) = ComparisonDirectory(tmp_path).jobs([cell])
+    assert job.path == tmp_path / "runs" / "seed-1"

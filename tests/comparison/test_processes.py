@@ -17,6 +17,7 @@ from tests.small import stop_after, write_small
 import fedelta
 from fedelta.comparison import launchers, pool
 from fedelta.comparison.cells import make_plan
+from fedelta.comparison.claims import joined
 from fedelta.comparison.directory import CellRun, ComparisonDirectory
 from fedelta.comparison.request import read_request
 
@@ -53,10 +54,10 @@ def children_of(process_id: int) -> list[int]:
 def test_stopped_cells_go_on_with_the_same_bits_in_any_number_of_processes_beside_one_that_fails(tmp_path):
     config, out = write_small(tmp_path), tmp_path / "out"
     run = out / "runs" / "lr-0.1"
-    with ComparisonDirectory(out).locked():
-        cell = make_plan(read_request(config, OVER, OVERRIDES)).cells({(): None})[0]
-        with pytest.raises(KeyboardInterrupt):
-            fedelta.Experiment(cell.config).run(run, on_round=stop_after(1))
+    ComparisonDirectory(out).make()
+    cell = make_plan(read_request(config, OVER, OVERRIDES)).cells({(): None})[0]
+    with pytest.raises(KeyboardInterrupt):
+        fedelta.Experiment(cell.config).run(run, on_round=stop_after(1))
     assert not (run / "summary.json").exists()
 
     result = fedelta.compare(config, OVER, out, overrides=OVERRIDES, processes=2)
@@ -112,8 +113,15 @@ def jobs(tmp_path) -> list[CellRun]:
     """Three cells, and a directory for them."""
     plan = make_plan(read_request(write_small(tmp_path), {"seed": [1, 2, 3]}))
     directory = ComparisonDirectory(tmp_path / "out")
-    with directory.locked():
-        return directory.jobs(plan.cells({(): None}))
+    directory.make()
+    return directory.jobs(plan.cells({(): None}))
+
+
+@pytest.fixture
+def claims(jobs, tmp_path):
+    """Those of a process that is alone."""
+    with joined(tmp_path / "out" / "claims", "") as alone:
+        yield alone
 
 
 START = "import os, sys, time, pathlib"
@@ -154,29 +162,30 @@ def pretend(request, monkeypatch):
 FINISH = "run.mkdir(); (run / 'summary.json').write_text('{}')"
 
 
-def test_no_more_processes_run_than_asked_for(jobs, pretend):
+def test_no_more_processes_run_than_asked_for(jobs, claims, pretend):
     pretend(FINISH)
     running = most = 0
     kinds = []
-    for event in pool.run_jobs(jobs, processes=2):
+    for event in pool.run_jobs(jobs, claims=claims, processes=2):
         kinds.append(event.kind)
         running += {"started": 1, "finished": -1, "failed": -1}.get(event.kind, 0)
         most = max(most, running)
     assert (most, kinds.count("finished"), kinds.count("failed")) == (2, 3, 0)
 
 
-def test_without_memory_for_two_one_runs_at_a_time(jobs, pretend, monkeypatch):
+def test_without_memory_for_two_one_runs_at_a_time(jobs, claims, pretend, monkeypatch):
     pretend(FINISH)
     monkeypatch.setattr(pool, "available_bytes", lambda: 0)
     monkeypatch.setattr(pool, "default_processes", lambda jobs: 3)
-    kinds = [event.kind for event in pool.run_jobs(jobs)]
+    kinds = [event.kind for event in pool.run_jobs(jobs, claims=claims)]
     assert kinds == ["started", "finished"] * 3
 
 
-def test_a_process_that_is_killed_has_a_reason(jobs, pretend):
+def test_a_process_that_is_killed_has_a_reason(jobs, claims, pretend):
     pretend("print('last words', flush=True); os.kill(os.getpid(), 9)")
     jobs[0].failure.write_text("the error of an earlier attempt")
-    kinds = [event.kind for event in pool.run_jobs(jobs[:1], processes=1)]
+    os.utime(jobs[0].failure, (0, 0))
+    kinds = [event.kind for event in pool.run_jobs(jobs[:1], claims=claims, processes=1)]
     assert kinds == ["started", "failed"]
     assert jobs[0].reason() == (
         "Crash: the process was ended by SIGKILL. The system ends processes like that when memory runs out: try fewer "
@@ -184,17 +193,17 @@ def test_a_process_that_is_killed_has_a_reason(jobs, pretend):
     )
 
 
-def test_a_process_that_ends_before_its_request_has_a_reason(jobs, pretend, monkeypatch):
+def test_a_process_that_ends_before_its_request_has_a_reason(jobs, claims, pretend, monkeypatch):
     pretend("")
     for name in ("WORKER", "FORK_SERVER"):
         monkeypatch.setattr(launchers, name, (*PYTHON, "raise SystemExit('no library')"))
-    assert [event.kind for event in pool.run_jobs(jobs[:2], processes=1)] == ["started", "failed"] * 2
+    assert [event.kind for event in pool.run_jobs(jobs[:2], claims=claims, processes=1)] == ["started", "failed"] * 2
     assert [job.reason() for job in jobs[:2]] == ["Crash: the process ended with exit code 1.\n\nno library"] * 2
 
 
 @needs_linux
 @pytest.mark.parametrize("pretend", ["forked"], indirect=True)
-def test_a_fork_server_that_is_killed_loses_its_cells_and_no_others(jobs, pretend):
+def test_a_fork_server_that_is_killed_loses_its_cells_and_no_others(jobs, claims, pretend):
     # The second cell kills the server while the first one runs; the third gets a new server.
     pretend(
         "index = int(run.name[-1]); run.mkdir(); (run / 'id').write_text(str(os.getpid()))\n"
@@ -202,16 +211,20 @@ def test_a_fork_server_that_is_killed_loses_its_cells_and_no_others(jobs, preten
         "    if index == 2: os.kill(os.getppid(), 9); time.sleep(600)\n"
         "    (run / 'summary.json').write_text('{}')"
     )
-    ends = {event.job.path.name: event.kind for event in pool.run_jobs(jobs, processes=2) if event.kind != "started"}
+    ends = {
+        event.job.path.name: event.kind
+        for event in pool.run_jobs(jobs, claims=claims, processes=2)
+        if event.kind != "started"
+    }
     assert ends == {"seed-1": "failed", "seed-2": "failed", "seed-3": "finished"}
     assert jobs[0].reason().startswith("Crash: the process was ended by SIGKILL.")
     for job in jobs[:2]:
         wait_for(lambda job=job: not is_alive(int((job.path / "id").read_text())))
 
 
-def test_processes_end_when_the_iterator_is_closed(jobs, pretend):
+def test_processes_end_when_the_iterator_is_closed(jobs, claims, pretend):
     pretend("run.mkdir(); (run / 'id').write_text(str(os.getpid())); time.sleep(600)")
-    events = pool.run_jobs(jobs[:1], processes=1)
+    events = pool.run_jobs(jobs[:1], claims=claims, processes=1)
     assert next(events).kind == "started"
     path = jobs[0].path / "id"
     wait_for(lambda: path.exists() and path.read_text())
@@ -220,7 +233,7 @@ def test_processes_end_when_the_iterator_is_closed(jobs, pretend):
         os.kill(int(path.read_text()), 0)
 
 
-def test_each_round_is_an_event(jobs, pretend):
+def test_each_round_is_an_event(jobs, claims, pretend):
     measures = {4: "null", 5: '{"accuracy": 0.5}', 6: "null"}
     record = "".join(f'{{"round": {round}, "measures": {value}}}\\n' for round, value in measures.items())
     timing = '{"peak_memory_bytes": 77}\\n'
@@ -228,7 +241,7 @@ def test_each_round_is_an_event(jobs, pretend):
         f"run.mkdir(); (run / 'rounds.jsonl').write_text('{record}'); (run / 'timings.jsonl').write_text('{timing}'); "
     )
     pretend(body + "(run / 'summary.json').write_text('{}')")
-    events = list(pool.run_jobs(jobs[:1], processes=1))
+    events = list(pool.run_jobs(jobs[:1], claims=claims, processes=1))
     assert [(event.kind, event.round, event.final) for event in events] == [
         ("started", 0, None), ("round", 6, 0.5), ("finished", 6, 0.5),
     ]  # fmt: skip

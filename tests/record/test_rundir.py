@@ -10,6 +10,7 @@ import torch
 
 from fedelta.errors import RunError
 from fedelta.federation.records import Transfer
+from fedelta.machine import machine_id
 from fedelta.record.checkpoint import Checkpoint, encode, load
 from fedelta.record.files import JsonLines, Mark, Seal
 from fedelta.record.ledger import Ledger, opening_row
@@ -134,10 +135,11 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     left = {
-        f".demo.{gone.pid}.partial": ["config.toml", ".ledger.jsonl.partial"],  # of a process that is gone
-        f".other.{gone.pid}.partial": ["environment.json"],
-        f".mine.{gone.pid}.partial": ["thesis.tex"],  # holds what no run has
-        f".demo.{os.getppid()}.partial": ["config.toml"],  # somebody is at it
+        f".demo.{machine_id()}-{gone.pid}.partial": ["config.toml", ".ledger.jsonl.partial"],  # its process is gone
+        f".other.{machine_id()}-{gone.pid}.partial": ["environment.json"],
+        f".mine.{machine_id()}-{gone.pid}.partial": ["thesis.tex"],  # holds what no run has
+        f".demo.{machine_id()}-{os.getppid()}.partial": ["config.toml"],  # somebody is at it
+        f".demo.0-{gone.pid}.partial": ["config.toml"],  # on another machine
         ".notes.partial": ["config.toml"],  # of another form
     }
     for name, files in left.items():

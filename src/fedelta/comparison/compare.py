@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedelta.comparison.cells import Plan, by_labels, make_plan, name_of
+from fedelta.comparison.claims import Claims, joined
 from fedelta.comparison.columns import IS_BEST, REASON, RUN, STATE, Column, measures, share
 from fedelta.comparison.directory import ASKED, CellRun, ComparisonDirectory, default_out
 from fedelta.comparison.frames import FAILED, FINISHED, WAITING, Row, cells_frame, curves_frame, one_line, trials_frame
@@ -83,20 +84,18 @@ def compare(
     work = _Work(plan, directory, processes, on_event)
     work.directory.refuse_foreign()
     work.find_jobs()
-    with work.directory.locked():
-        work.directory.clean()
+    work.directory.make()
+    with joined(work.directory.claims, plan.request.to_toml()) as claims:
+        if not claims.others():
+            work.directory.clean(claims.since_ns)
         _warn_if_narrower(plan, path)
         work.directory.write(ASKED, plan.request.to_toml())
         work.directory.write_plugins()
         try:
-            work.run(work.trials)
-            work.find_jobs()
-            work.num_ended += len(plan.points) - len(work.jobs)  # cells for which the search found no value
-            work.run(work.jobs)
+            work.run_all(claims)
         finally:
             # After Ctrl-C too, so that the finished cells have their page.
-            work.write_tables()
-            work.write_page()
+            work.write_all(claims)
     return work.comparison()
 
 
@@ -125,8 +124,20 @@ class _Work:
         self.trials = self.directory.jobs(self.plan.trials)
         self.jobs = self.directory.jobs(self.plan.cells(self._chosen()))
 
-    def run(self, jobs: Sequence[CellRun]) -> None:
-        """Runs the jobs that are not settled, all cells of a seed before those of the next."""
+    def run_all(self, claims: Claims) -> None:
+        """Runs the search, then the cells; ends when others run what is left of them, and says so."""
+        self.run(self.trials, claims)
+        self.find_jobs()
+        self.num_ended += len(self.plan.points) - len(self.jobs)  # cells for which the search found no value
+        self.run(self.jobs, claims, waits=False)
+        if num_open := sum(not job.ended_since(claims.since_ns) for job in self.jobs):
+            logger.warning(
+                "other processes still run %s of this comparison; the last one to end completes the tables.",
+                "1 cell" if num_open == 1 else f"{num_open} cells",
+            )
+
+    def run(self, jobs: Sequence[CellRun], claims: Claims, *, waits: bool = True) -> None:
+        """Runs the jobs that are not settled, all cells of a seed before those of the next; see `run_jobs`."""
         for job in jobs:
             if _is_settled(job):
                 self._end(job)
@@ -135,7 +146,9 @@ class _Work:
         # Seed by seed, so that the table has all rows as early as possible.
         seeds = [axis.labels for axis in self.plan.request.grid.axes if axis.name == SEED]
         waiting.sort(key=lambda job: seeds[0].index(job.cell.labels[SEED]) if seeds else 0)
-        with closing(run_jobs(waiting, processes=self.processes, highest_peak=highest)) as events:
+        with closing(
+            run_jobs(waiting, claims=claims, waits=waits, processes=self.processes, highest_peak=highest)
+        ) as events:
             for event in events:
                 self._take(event)
 
@@ -187,6 +200,16 @@ class _Work:
         has_exits = any(reading.figures[name] is not None for reading in self.readings.values() for name in names)
         shares = dict.fromkeys(measure for reading in self.readings.values() for measure in reading.shares)
         return (primary, *(at_exits if has_exits else ()), *map(share, shares))
+
+    def write_all(self, claims: Claims) -> None:
+        """Replaces tables and page, again if cells have ended elsewhere meanwhile: the last process writes them all."""
+        open_jobs: list[CellRun] | None = None
+        while open_jobs is None or any(job.ended_since(claims.since_ns) for job in open_jobs):
+            open_jobs = [job for job in self.jobs if not job.ended_since(claims.since_ns)]
+            self.write_tables()
+            self.write_page()
+            for job in open_jobs:
+                job.look_anew()
 
     def write_tables(self) -> None:
         """Replaces the tables."""

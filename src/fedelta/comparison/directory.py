@@ -5,6 +5,7 @@ plugins.json          the loaded plug-in files, if any
 runs/                 a run directory for each cell
 search/               a run directory for each trial of the search
 failures/             the error of each failed cell, as text
+claims/               which of the processes that share the directory runs which cell (claims.py)
 logs/                 standard output and standard error of each process
 table.csv, .md, .tex  one row for each group of cells that differ in their seed only
 cells.csv, search.csv one row for each cell, and for each trial
@@ -14,10 +15,11 @@ report.html           tables and figures
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +27,16 @@ from fedelta.comparison.cells import Cell, slugs
 from fedelta.config import Config, parse_config
 from fedelta.durable import write_atomic
 from fedelta.errors import ConfigError, RunError
+from fedelta.machine import machine_id
 from fedelta.plugins import changed_plugins, file_records
-from fedelta.record.files import exclusive, flatten, to_json
+from fedelta.record.files import flatten, is_locked, to_json
 from fedelta.record.rundir import CONFIG, SUMMARY, RunDirectory
 from fedelta.tracking.settings import Tracking
 
 ASKED = "compare.toml"
 PLUGINS = "plugins.json"
-_LOCK = ".lock"
-_FOLDERS = ("runs", "search", "failures", "logs")
+_MARK = ".lock"
+_FOLDERS = ("runs", "search", "failures", "claims", "logs")
 _NUM_SHOWN = 3  # differences between two configurations in a message
 
 
@@ -42,7 +45,7 @@ def default_out(config: str | Path | Config) -> Path:
     if isinstance(config, Config):
         return Path("runs") / "compare"
     path = Path(config)
-    is_inside = path.name == ASKED and (path.parent / _LOCK).exists()
+    is_inside = path.name == ASKED and (path.parent / _MARK).exists()
     return path.parent if is_inside else Path("runs") / f"compare-{path.stem}"
 
 
@@ -63,9 +66,34 @@ class CellRun:
     log: Path
 
     @property
+    def name(self) -> str:
+        """The name of its files; no other cell or trial in the directory has it."""
+        return self.failure.stem
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run has finished."""
         return (self.path / SUMMARY).exists()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process runs or resumes it now, on this machine or wherever the file system carries locks."""
+        with suppress(FileNotFoundError):
+            return is_locked(self.path / CONFIG)
+        return False
+
+    def ended_since(self, time_ns: int) -> bool:
+        """Whether the run has finished, or failed since that time, which is one of the file system."""
+        try:
+            return self.is_finished or self.failure.stat().st_mtime_ns >= time_ns
+        except FileNotFoundError:
+            return False
+
+    def look_anew(self) -> None:
+        """Has a network file system ask its server what is there, instead of what it remembers to be missing."""
+        for folder in (self.path.parent, self.path, self.failure.parent):
+            with suppress(OSError):
+                os.listdir(folder)  # noqa: PTH208 -- `iterdir` is not opened before its first entry is asked for
 
     def reason(self) -> str | None:
         """The text of its error; None if it has not failed."""
@@ -92,31 +120,28 @@ class ComparisonDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{str(self.path)!r} is a file, expected a directory.", hint="choose another `--out`.")
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _LOCK).exists():
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _MARK).exists():
             kind = "is a run directory" if (self.path / CONFIG).exists() else "holds other things"
             raise RunError(
                 f"{str(self.path)!r} {kind}, expected a new directory or one that `fedelta compare` made.",
                 hint="choose another `--out`.",
             )
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Makes the directory and locks it against a second comparison; see `exclusive`.
-
-        Raises:
-            RunError: another process has the lock.
-        """
+    def make(self) -> None:
+        """Makes the directory and its folders, unless they are there."""
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = self.path / _LOCK
-        lock.touch()
-        with exclusive(lock, f"another process runs a comparison in {str(self.path)!r}."):
-            for name in _FOLDERS:
-                (self.path / name).mkdir(exist_ok=True)
-            yield
+        (self.path / _MARK).touch()
+        for name in _FOLDERS:
+            (self.path / name).mkdir(exist_ok=True)
+
+    @property
+    def claims(self) -> Path:
+        """The folder of claims."""
+        return self.path / "claims"
 
     def write(self, name: str, content: str) -> None:
-        """Replaces the file `name` as a whole."""
-        write_atomic(self.path / name, content)
+        """Replaces the file `name` as a whole; of several processes that do so at once, the last one wins."""
+        write_atomic(self.path / name, content, writer=f".{machine_id()}-{os.getpid()}")
 
     @property
     def plugins(self) -> object:
@@ -131,11 +156,17 @@ class ComparisonDirectory:
         if records := file_records():
             self.write(PLUGINS, to_json(records, indent=2) + "\n")
 
-    def clean(self) -> None:
-        """Removes the incomplete run directories of killed processes."""
+    def clean(self, before_ns: int) -> None:
+        """Removes the incomplete run directories of killed processes, when no other process is at work.
+
+        Args:
+            before_ns: only what was made before that time of the file system.
+        """
         for folder in ("runs", "search"):
             for partial in (self.path / folder).glob(".*.partial"):
-                shutil.rmtree(partial, ignore_errors=True)
+                with suppress(FileNotFoundError):
+                    if partial.stat().st_mtime_ns < before_ns:
+                        shutil.rmtree(partial, ignore_errors=True)
 
     def jobs(self, cells: Sequence[Cell]) -> list[CellRun]:
         """The cells with their directories: one that already holds the same configuration, or one named after the cell.
@@ -144,7 +175,7 @@ class ComparisonDirectory:
             RunError: a directory of that name holds another configuration; the message says what differs.
         """
         folder = self.path / ("search" if cells and cells[0].is_trial else "runs")
-        configs = {path.parent: _read(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
+        configs = {path.parent: _read(path) for path in sorted(folder.glob(f"[!.]*/{CONFIG}"))}
         names = slugs(cells)
         jobs: list[CellRun] = []
         problems: dict[str, list[Path]] = {}

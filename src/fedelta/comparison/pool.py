@@ -12,6 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fedelta.comparison.claims import Claims
 from fedelta.comparison.directory import CellRun
 from fedelta.comparison.launchers import Poll, launcher_for
 from fedelta.comparison.memory import fits
@@ -20,6 +21,7 @@ from fedelta.record.files import Record
 from fedelta.record.rundir import RunDirectory
 
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0  # between looks at what other processes have claimed
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,42 @@ class _Worker:
     peak_bytes: int = 0
 
 
-def run_jobs(jobs: Sequence[CellRun], *, processes: int | None = None, highest_peak: int = 0) -> Generator[Event]:
-    """Starts jobs in order and yields events. Closing the iterator ends the processes.
+def run_jobs(
+    jobs: Sequence[CellRun],
+    *,
+    claims: Claims,
+    waits: bool = True,
+    processes: int | None = None,
+    highest_peak: int = 0,
+) -> Generator[Event]:
+    """Starts jobs in order and yields events, of their ends elsewhere too. Closing the iterator ends the processes.
 
     Args:
         jobs: the unfinished ones.
+        claims: which jobs others run; those are left to them.
+        waits: whether to wait for the jobs that others still run at the end.
         processes: number of processes at a time; None: as many as cores and memory allow, 1 on a GPU.
         highest_peak: memory in bytes of the largest cell so far; 0 if none has run.
     """
-    waiting, workers = list(jobs), list[_Worker]()
+    waiting, workers, next_look = list(jobs), list[_Worker](), 0.0
     most, launcher = processes or default_processes(jobs), launcher_for(jobs)
     try:
         while waiting or workers:
-            if waiting and _has_room(workers, most, highest_peak, limited=processes is None):
-                job = waiting.pop(0)
-                job.failure.unlink(missing_ok=True)
-                workers.append(_Worker(job, launcher.start(job)))
-                yield Event("started", job)
-                continue
+            room = _has_room(workers, most, highest_peak, limited=processes is None)
+            if waiting and room and time.monotonic() >= next_look:
+                ended, unclaimed = claims.sort(waiting)
+                for other in ended:
+                    waiting.remove(other)
+                    yield _end_elsewhere(other)
+                if (job := next(filter(claims.take, unclaimed), None)) is not None:
+                    waiting.remove(job)
+                    job.failure.unlink(missing_ok=True)
+                    workers.append(_Worker(job, launcher.start(job)))
+                    yield Event("started", job)
+                    continue
+                if not (unclaimed or workers or waits):
+                    return
+                next_look = time.monotonic() + _LOOK_SECONDS
             time.sleep(_POLL_SECONDS)
             for worker in list(workers):
                 code = worker.poll()
@@ -77,7 +97,9 @@ def run_jobs(jobs: Sequence[CellRun], *, processes: int | None = None, highest_p
                     yield Event("round", worker.job, worker.round, worker.final)
                 if code is not None:
                     workers.remove(worker)
-                    yield _end(worker, code)
+                    event, next_look = _end(worker, code), 0.0
+                    claims.release(worker.job)
+                    yield event
     finally:
         launcher.stop()
 
@@ -95,6 +117,12 @@ def _has_room(workers: Sequence[_Worker], most: int, highest_peak: int, *, limit
     if len(workers) >= most:
         return False
     return not limited or fits(available_bytes(), [worker.peak_bytes for worker in workers], highest_peak)
+
+
+def _end_elsewhere(job: CellRun) -> Event:
+    worker = _Worker(job, lambda: 0)
+    _look(worker)
+    return Event("finished" if job.is_finished else "failed", job, worker.round, worker.final)
 
 
 def _look(worker: _Worker) -> bool:

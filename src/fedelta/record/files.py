@@ -45,12 +45,21 @@ def exclusive(path: Path, message: str) -> Iterator[None]:
     if sys.platform == "win32":  # a file system without locks: second processes are not noticed
         yield
         return
-    with path.open("rb") as held:
+    with path.open("r+b") as held:  # NFS locks a file only for those who may write to it
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(message, hint="wait for it, or end it.") from error
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock on the file `path`, which must exist; see `exclusive`."""
+    try:
+        with exclusive(path, ""):
+            return False
+    except RunError:
+        return True
 
 
 @contextmanager
@@ -59,7 +68,7 @@ def in_turn(path: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    with path.open("rb") as held:
+    with path.open("r+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
 

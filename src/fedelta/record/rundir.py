@@ -42,6 +42,7 @@ from pathlib import Path
 
 from fedelta.durable import sync_directory, write_atomic, write_secret
 from fedelta.errors import RunError
+from fedelta.machine import machine_id
 from fedelta.plugins import refuse_missing
 from fedelta.record.checkpoint import OTHER_VERSION, Checkpoint
 from fedelta.record.files import JsonLines, Record, Seal, exclusive, read_json, to_json
@@ -68,8 +69,8 @@ ADAPTER = "adapter"
 EXITS = "exits.json"
 PERSONALIZATION = "personalization.json"
 
-# The name of a run directory while it is being made, with the number of the process.
-_UNFINISHED = re.compile(r"\..+\.(?P<pid>\d{1,10})\.partial")
+# The name of a run directory while it is being made, with machine and number of the process.
+_UNFINISHED = re.compile(r"\..+\.(?P<machine>[0-9a-f]+)-(?P<pid>\d{1,10})\.partial")
 
 # The files that a run directory must have, for `create` and `open`.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
@@ -118,7 +119,7 @@ class RunDirectory:
         target = out.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep_unfinished(target.parent)
-        building = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        building = target.with_name(f".{target.name}.{machine_id()}-{os.getpid()}.partial")
         try:
             for name, content in {ROUNDS: b"", TIMINGS: b"", **files}.items():
                 (building / name).parent.mkdir(parents=True, exist_ok=True)
@@ -327,7 +328,7 @@ def _sweep_unfinished(parent: Path) -> None:
     """Removes partial run directories that killed processes have left."""
     for folder in parent.glob(".*.partial"):
         match = _UNFINISHED.fullmatch(folder.name)
-        is_ours = match is not None and folder.is_dir() and not folder.is_symlink()
+        is_ours = match is not None and match["machine"] == machine_id() and folder.is_dir() and not folder.is_symlink()
         if is_ours and match is not None and not _is_alive(int(match["pid"])) and _holds_only_ours(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
