@@ -114,7 +114,7 @@ def test_personalisation_and_the_page_call_clients_by_their_names(result):
     lost = next(item for line in lines(result.path / "rounds.jsonl") for item in line["rejections"])
     assert f"<td>{lost['client_name']} ({lost['client_id']})</td>" in page
     assert re.search(r"%, cork \(2\)</td>", page)
-    assert ">aachen</text>" in page  # below the figure of classes
+    assert ">aachen (0)</text>" in page  # below the figure of classes
 
 
 @pytest.fixture(scope="module")

@@ -473,7 +473,7 @@ def test_choices_are_the_names_that_a_section_takes():
         "weighted", "uniform", "median", "trimmed", "krum", "multi-krum", "geometric-median", "clipped",
     ]  # fmt: skip
     assert choices["aggregation.name"][:4] == ["plain", "ffa", "rolora", "fedsa"]
-    assert choices["client.schedule.name"] == ["constant", "cosine", "step"]
+    assert choices["client.schedule.name"] == ["constant", "cosine", "linear", "step"]
 
 
 IID = {"name": "iid", "num_clients": 16}

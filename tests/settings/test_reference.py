@@ -106,7 +106,10 @@ def test_the_method_without_a_name_is_marked():
         ("data", ["data", "data.audio"]),
         ("tuning.r", ["tuning.lora"]),
         ("seed", [""]),
-        ("client.schedule", ["client.schedule.constant", "client.schedule.cosine", "client.schedule.step"]),
+        (
+            "client.schedule",
+            ["client.schedule.constant", "client.schedule.cosine", "client.schedule.linear", "client.schedule.step"],
+        ),
     ],
 )
 def test_a_section_a_method_or_a_key_is_found(name: str, titles: list[str]):

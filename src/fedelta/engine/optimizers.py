@@ -234,7 +234,11 @@ class Cosine(Settings):
 
 
 class Linear(Settings):
-    """The learning rate falls in a straight line from 1 towards 0 over the rounds after warm-up."""
+    """The learning rate falls in a straight line from 1 towards 0 over the rounds after warm-up.
+
+    Args:
+        warmup_rounds: rounds in which the learning rate rises in equal steps to `client.lr`; 0 for none.
+    """
 
     name: Literal["linear"] = "linear"
     warmup_rounds: int = Field(default=0, ge=0)
