@@ -28,9 +28,10 @@ def test_a_script_for_a_trainer_is_federated_in_ten_lines(name: str):
 @pytest.mark.parametrize("kind", ["", "_federated"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore")  # of transformers' Trainer, about this machine
-def test_both_scripts_run(name: str, kind: str, tmp_path, monkeypatch, capsys):
+def test_both_scripts_run(name: str, kind: str, pages, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(FOLDER / f"{name}{kind}.py"))
+    with pages():
+        runpy.run_path(str(FOLDER / f"{name}{kind}.py"))
     number = float(capsys.readouterr().out.splitlines()[-1])
     assert number > LEAST[name] if name in LEAST else 0 < number < 8  # nats; a uniform guess has more than 8
     assert (tmp_path / "runs" / name).is_dir()
