@@ -260,7 +260,7 @@ def test_representations_are_short(plain):
     assert "3 clients" in repr(plain.assembly.data)
 
 
-def test_a_module_may_take_columns_by_name_from_a_frame_of_texts(tmp_path):
+def test_texts_as_the_inputs_of_a_module_are_refused(tmp_path):
     texts = pd.DataFrame({"text": ["yes", "no", "yes yes"], "label": ["good", "bad", "good"]})
     with pytest.raises(InputError, match="holds texts"):
         federated(Path(tmp_path, "run"), cnn(), {"ann": texts}, texts)

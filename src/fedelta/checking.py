@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fedelta.assembly.rehearsal import rehearse
 from fedelta.assembly.run import assemble
-from fedelta.config import read_table
+from fedelta.config import Config, read_table
 from fedelta.data.describe import describe
 from fedelta.data.glance import NUM_READ
 from fedelta.experiment import Experiment
@@ -35,11 +35,7 @@ def check_configuration(config: Path, overrides: Sequence[str], console: Console
     with stages("a round on a few rows"):
         rehearse(assembly)
     yield from describe(assembly.data, assembly.config.data.evaluate_on, assembly.task.stratum[1])
-    console.print(
-        f"of images and recordings at most {NUM_READ} of each set were read; `fedelta run` reads all of them first",
-        markup=False,
-        soft_wrap=True,
-    )
+    _tell_what_was_read(assembly.config, console)
     sizes = [len(rows) for rows in assembly.data.partition.values()]
     num_held_out = len(assembly.data.held_out)
     held_out = f"{_clients(num_held_out)} held out, " if num_held_out else ""
@@ -68,6 +64,15 @@ def check_configuration(config: Path, overrides: Sequence[str], console: Console
 
         plan = make_plan(read_request(config, overrides=overrides))
         yield f"`fedelta compare` of it: {announcement(plan)}, each of them valid."
+
+
+def _tell_what_was_read(config: Config, console: Console) -> None:
+    if config.data.on_error == "stop":  # else all were read, to know which can be
+        console.print(
+            f"of images and recordings at most {NUM_READ} of each set were read; `fedelta run` reads all of them first",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _clients(number: int) -> str:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from fedelta import Config, DataSource, Experiment
+from fedelta.cli import app
 from fedelta.data.label_skew import Dirichlet
 from fedelta.data.sources import read
 from fedelta.errors import DataError
@@ -158,3 +160,40 @@ def test_texts_cannot_be_skipped(tmp_path):
     table.write_text("text,label\nvery good,yes\nvery bad,no\nnot good,no\n")
     with pytest.raises(DataError, match="holds texts"):
         read(DataSource(source=str(table), on_error="skip"), seed=0)
+
+
+def test_the_commands_take_a_flag(tmp_path):
+    root = folder(tmp_path / "data")
+    broken = break_some(root)
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f"""
+        model.source = "bundled:vit-micro"
+        data = {{ source = "{root}", folders = "client/label" }}
+        partition = {{ name = "dirichlet", num_clients = 3, alpha = 1.0 }}
+        tuning.name = "head"
+        strategy = {{ name = "fedavg", clients_per_round = 2, num_rounds = 1 }}
+        """
+    )
+    checked = CliRunner().invoke(app, ["check", str(config), "--on-error", "skip"])
+    assert checked.exit_code == 0
+    assert str(broken[0]) in checked.output.replace("\n", "")
+    assert "of each set were read" not in checked.output + checked.stderr
+    ran = CliRunner().invoke(app, ["run", str(config), "--on-error", "skip", "--out", str(tmp_path / "run"), "--quiet"])
+    assert ran.exit_code == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["num_skipped"] == 3
+
+
+def test_a_resumed_run_leaves_out_the_same_files(tmp_path):
+    root = folder(tmp_path / "data")
+    break_some(root)
+    whole = experiment(root, on_error="skip").run(tmp_path / "whole")
+
+    def interrupt(outcome: object, ledger: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment(root, on_error="skip").run(tmp_path / "resumed", on_round=interrupt)
+    resumed = Experiment.from_run(tmp_path / "resumed").resume(tmp_path / "resumed")
+    assert (resumed.path / "skipped.csv").read_bytes() == (whole.path / "skipped.csv").read_bytes()
+    assert (resumed.path / "rounds.jsonl").read_bytes() == (whole.path / "rounds.jsonl").read_bytes()

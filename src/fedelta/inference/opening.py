@@ -185,14 +185,6 @@ def put_params(backbone: Backbone, params: Params) -> None:
         backbone.module.get_parameter(name).copy_(tensor)
 
 
-def _prepared(backbone: Backbone, adapter: SavedAdapter, changes: Mapping[str, object]) -> Backbone:
-    """The backbone with the preparation of the adapter, and changes to it that are not None."""
-    if backbone.modality is None:
-        return backbone
-    update = {key: value for key, value in changes.items() if value is not None}
-    return replace(backbone, modality=backbone.modality.prepared(adapter.preparation.model_copy(update=update)))
-
-
 def _was_given(adapter: SavedAdapter) -> bool:
     return adapter.model is not None and is_in_python(adapter.model.source)
 
