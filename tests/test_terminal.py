@@ -34,7 +34,7 @@ def test_the_table_of_a_run_on_too_few_sites_says_so_in_its_first_line(tmp_path:
     assert title.strip() == str(run)
     assert "12 of 30 rounds had fewer than 2 sites: 'hamburg' away in 12." in first
     sites = [line for line in others if "site " in line]
-    assert "there in 30 of 30 rounds, accuracy 91.20 % on its own data" in sites[0].replace("\u202f", " ")
+    assert "there in 30 of 30 rounds, accuracy 91.2 % on its own data" in sites[0].replace("\u202f", " ")
     assert "there in 18 of 30 rounds" in sites[1]
 
 

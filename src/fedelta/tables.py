@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from rich.table import Table
 
 from fedelta.errors import RunError
+from fedelta.record.numbers import bare, count, duration, percent, shown, size, times, unit
 
 if TYPE_CHECKING:
     from fedelta.inspection import Inspection
@@ -20,39 +21,41 @@ if TYPE_CHECKING:
     from fedelta.record.ledger import Ledger
     from fedelta.tasks.base import Measure
 
-MIB = 2**20
-
 
 def table_of_sizes(title: str, sizes: Inspection) -> Table:
     """What would be tuned and sent: by group, in all, and for clients of each depth."""
     table = Table("group", "tuned parameters", title=title)
-    for group, count in sizes.groups.items():
-        table.add_row(group, f"{count:,}")
+    for group, num in sizes.groups.items():
+        table.add_row(group, count(num))
     table.add_section()
-    share = sizes.tuned_parameters / sizes.total_parameters
-    table.add_row("tuned", f"{sizes.tuned_parameters:,} of {sizes.total_parameters:,} ({share:.2%})")
+    table.add_row("tuned", _tuned(sizes.tuned_parameters, sizes.total_parameters))
     if sizes.running_statistics:
-        table.add_row("running statistics", f"{sizes.running_statistics:,}")
-    if sizes.change_bytes is not None:
-        table.add_row("per client, first download", f"{sizes.download_bytes / MIB:.3f} MiB")
-        table.add_row("per client, change since the round before", f"{sizes.change_bytes / MIB:.3f} MiB")
-        table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
-    elif sizes.download_bytes == sizes.payload_bytes:
-        table.add_row("per client and direction", f"{sizes.payload_bytes / MIB:.3f} MiB")
+        table.add_row("running statistics", count(sizes.running_statistics))
+    if sizes.change_bytes is None:
+        table.add_row("per client and round", _both_ways(sizes.download_bytes, sizes.payload_bytes))
     else:
-        table.add_row("per client, down", f"{sizes.download_bytes / MIB:.3f} MiB")
-        table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
+        table.add_row("per client, first download", size(sizes.download_bytes))
+        table.add_row("per client and round, later", _both_ways(sizes.change_bytes, sizes.payload_bytes))
     if sizes.largest_download_bytes is not None:
-        length = f"{sizes.largest_download_bytes / MIB:.3f} MiB"
+        length = size(sizes.largest_download_bytes)
         table.add_row("per client, down, once all layers have changed as a whole", length)
-    table.add_row("full model in float32", f"{sizes.full_model_bytes / MIB:.3f} MiB")
+    table.add_row("full model in float32", size(sizes.full_model_bytes))
     for tier in sizes.tiers:
-        row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
-        table.add_row(f"a client of depth {tier.depth}", row)
+        table.add_row(
+            f"a client of depth {tier.depth}", f"{count(tier.tuned_parameters)}, {size(tier.payload_bytes)} up"
+        )
     for of_rank in sizes.ranks:
-        row = f"{of_rank.download_bytes / MIB:.3f} MiB down, {of_rank.payload_bytes / MIB:.3f} MiB up"
-        table.add_row(f"a client of rank {of_rank.rank}", row)
+        table.add_row(f"a client of rank {of_rank.rank}", _both_ways(of_rank.download_bytes, of_rank.payload_bytes))
     return table
+
+
+def _tuned(tuned: int, total: int) -> str:
+    return f"{count(tuned)} of {count(total)} ({percent(tuned / total, 2)})"
+
+
+def _both_ways(down: float, up: float) -> str:
+    """The bytes of both directions, and of each."""
+    return f"{size(down + up)}: {size(down)} down, {size(up)} up"
 
 
 class HasResults(Protocol):
@@ -116,61 +119,54 @@ def table_of_run(result: HasResults, primary: Measure, report: Path) -> Table:
         table.add_row("ended early", stopped, style="bold red")
     for row in _of_sites(summary, primary):
         table.add_row(*row)
-    share = summary["tuned_parameters"] / summary["total_parameters"]
+    table.add_row("tuned parameters", _tuned(summary["tuned_parameters"], summary["total_parameters"]))
     table.add_row(
-        "tuned parameters",
-        f"{summary['tuned_parameters']:,} of {summary['total_parameters']:,} ({share:.2%})",
+        "sent per client and round", _both_ways(ledger.bytes_of_payload("down"), ledger.bytes_of_payload("up"))
     )
-    per_payload = sent / ledger.num_transfers
-    table.add_row("sent per client, round and direction", f"{per_payload / MIB:.3f} MiB")
-    table.add_row("sent in all", f"{sent / MIB:.2f} MiB")
+    table.add_row("sent in all", _both_ways(ledger.downlink_bytes, ledger.uplink_bytes))
     if "sites" in summary:
         on_the_wire = summary["wire_downlink_bytes"] + summary["wire_uplink_bytes"]
-        ratio = f"{on_the_wire / sent:.2f} times the payloads"
-        table.add_row("messages with sites", f"{on_the_wire / MIB:.2f} MiB ({ratio})")
+        table.add_row("messages with sites", f"{size(on_the_wire)}, {times(on_the_wire / sent)} the payloads")
     if (cost := summary["relative_cost"]) is not None and cost < 1:
-        table.add_row("layers averaged, against all in every round", f"{cost:.1%}")
+        table.add_row("layers averaged, against all in every round", percent(cost))
     full = summary["full_model_bytes"]
-    table.add_row("full fine-tuning would have sent", f"{full / MIB:.2f} MiB ({full / sent:.0f} times as much)")
+    table.add_row("full fine-tuning would have sent", f"{size(full)}, {times(full / sent)} as much")
     if (seconds := summary["wall_seconds"]) is not None:
-        table.add_row("time", f"{seconds:.0f} s")
+        table.add_row("time", duration(seconds))
     table.add_row("report", str(report))
     return table
 
 
 def mean_over_clients(part: Record, primary: Measure) -> str:
     """The mean over clients, and the deviation if there are several."""
-    from fedelta.record.numbers import shown
-
     mean, deviation = part[f"mean_{primary.name}"], part[f"std_{primary.name}"]
-    return shown(mean, primary, 2) + ("" if deviation is None else f" ± {shown(deviation, primary, 2)}")
+    return f"{bare(mean, primary, deviation)} {unit(primary)}".rstrip()
 
 
 def worst_client_of(part: Record, primary: Measure) -> str:
     """The measure and the name of the worst client."""
-    from fedelta.record.numbers import shown
     from fedelta.report.personal_section import worst_client
 
-    return f"{shown(part[f'worst_{primary.name}'], primary, 2)}, {worst_client(part)}"
+    return f"{shown(part[f'worst_{primary.name}'], primary)}, {worst_client(part)}"
 
 
 def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
     """Yields rows for the primary measure, over all and by exit, and for examples that were left out."""
-    from fedelta.record.numbers import bare, shown, unit
-
     name = primary.name
-    best = shown(summary[f"best_{name}"], primary, 2)
-    yield primary.label, f"{shown(summary[f'final_{name}'], primary, 2)} (best {best})"
+    best = shown(summary[f"best_{name}"], primary)
+    yield primary.label, f"{shown(summary[f'final_{name}'], primary)} (best {best})"
     if by_exit := summary[f"{name}_by_exit"]:
         yield f"{primary.label} by exit", f"{', '.join(bare(value, primary) for value in by_exit)} {unit(primary)}"
-        yield "mean over exits", shown(summary[f"mean_exit_{name}"], primary, 2)
+        yield "mean over exits", shown(summary[f"mean_exit_{name}"], primary)
     if skipped := summary.get("num_skipped"):
-        yield "examples left out", f"{skipped:,} that cannot be read; `skipped.csv` lists them, of sites each its own"
+        yield (
+            "examples left out",
+            f"{count(skipped)} that cannot be read; `skipped.csv` lists them, of sites each its own",
+        )
 
 
 def _of_sites(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
     """Yields a row for each site of a deployment: the rounds that it took part in, and its own measure."""
-    from fedelta.record.numbers import shown
     from fedelta.record.sites import AT_THE_END, PRESENT
 
     measured = summary.get(AT_THE_END, {})
@@ -178,9 +174,7 @@ def _of_sites(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
         there = sum(site["rounds"].get(state, 0) for state in PRESENT)
         text = f"there in {there} of {summary['rounds']} rounds"
         if name in measured:
-            text += (
-                f", {primary.label} {shown(measured[name]['measures'].get(primary.name), primary, 2)} on its own data"
-            )
+            text += f", {primary.label} {shown(measured[name]['measures'].get(primary.name), primary)} on its own data"
         yield f"site {name}", text
 
 
@@ -190,5 +184,5 @@ def table_of_personalization(title: str, record: Record, primary: Measure) -> Ta
     for scope, part in record["scopes"].items():
         sides = [part["before"], part["after"]]
         means, worst = ([tell(side, primary) for side in sides] for tell in (mean_over_clients, worst_client_of))
-        table.add_row(scope, f"{part['tuned_parameters']:,}", *means, *worst)
+        table.add_row(scope, count(part["tuned_parameters"]), *means, *worst)
     return table

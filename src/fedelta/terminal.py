@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from fedelta.running import OnRound
     from fedelta.tasks.base import Measure
 
-MIB = 2**20
-
 
 def escape_unprintable() -> None:
     """Writes letters that the terminal's encoding lacks, such as those in names of classes, as escapes."""
@@ -73,7 +71,7 @@ class Rounds:
     def __init__(self, progress: Progress, primary: Measure, num_rounds: int | None) -> None:
         self._progress, self._primary = progress, primary
         measure = f"{primary.label} ..."
-        self._task = progress.add_task("round", total=num_rounds, measure=measure, epsilon="", sent="0 MiB", note="")
+        self._task = progress.add_task("round", total=num_rounds, measure=measure, epsilon="", sent="0 B", note="")
 
     def show(
         self, round: int, measures: Mapping[str, float] | None, num_bytes: int, epsilon: float | None = None
@@ -87,9 +85,9 @@ class Rounds:
             epsilon: of all rounds so far; None without privacy.
         """
         from fedelta.privacy.shown import shown_epsilon
-        from fedelta.record.numbers import shown
+        from fedelta.record.numbers import shown, size
 
-        self._progress.update(self._task, completed=round, sent=f"{num_bytes / MIB:.2f} MiB")
+        self._progress.update(self._task, completed=round, sent=size(num_bytes))
         if epsilon is not None:
             self._progress.update(self._task, epsilon=f"epsilon {shown_epsilon(epsilon)}")
         if measures is not None:

@@ -431,7 +431,7 @@ def test_the_table_at_the_end_of_a_run_has_its_exits(tmp_path, capsys):
     with_exits = make_run(tmp_path / "run", WITH_EXITS).path
     lines = shown(with_exits, {"accuracy_by_exit": [0.621, 0.8034, 0.9], "mean_exit_accuracy": 0.77480})
     assert "accuracy by exit 62.1, 80.3, 90.0 %" in lines
-    assert "mean over exits 77.48 %" in lines
+    assert "mean over exits 77.5 %" in lines
     plain = make_run(tmp_path / "plain", SMALL).path
     assert not [line for line in shown(plain, {}) if "exit" in line]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from fedelta.record.numbers import MIB
+from fedelta.privacy.shown import shown_epsilon
+from fedelta.record.numbers import MIB, bare, in_unit, mebibytes
 from fedelta.report.charts import FIT, LEAST_POINTS, ROUNDS, Axis, Curve, curves, keyed, of_amount, of_measure, widened
 from fedelta.report.drawing import HEIGHT, MUTED, NARROW, SERIES, WIDE, Chart, Spec
 from fedelta.tasks.base import Measure
@@ -63,7 +64,7 @@ def measure_by_bytes(marks: Sequence[Mark], primary: Measure, *, wide: bool) -> 
         "mark": {"type": "line", "color": MUTED, "strokeWidth": 1, "strokeDash": [5, 3]},
         "encoding": {"x": across, "y": up},
     }
-    return _of_marks(marks, across, up, [line], tip=x.tip("x"), primary=primary, wide=wide)
+    return _of_marks(marks, across, up, [line], tip={"field": "sent", "title": x.title}, primary=primary, wide=wide)
 
 
 def measure_by_round(lines: Sequence[Curve], primary: Measure) -> Chart:
@@ -112,7 +113,7 @@ def _of_marks(
 ) -> Chart:
     """Marks with their numbers, and bars of one deviation; hollow if they are not on the front."""
     height = _height(marks, primary)
-    rows = [_row(mark, beyond) for mark in marks]
+    rows = [_row(mark, primary, beyond) for mark in marks]
     names = [{"field": "number", "title": "Row"}, {"field": "name", "title": "Group"}]
     tooltip = [*names, tip, {"field": "text", "title": height.title}]
     up = up | {"scale": up["scale"] | {"padding": 12}}
@@ -138,25 +139,27 @@ def _of_marks(
     return Chart(size | {"data": {"values": rows}, "layer": layers})
 
 
-def _row(mark: Mark, beyond: float) -> Spec:
+def _row(mark: Mark, primary: Measure, beyond: float) -> Spec:
+    unit = in_unit(1, primary)
+    deviation = None if mark.deviation is None else mark.deviation / unit
     row: Spec = {
         "x": mark.total_bytes / MIB,
         "y": mark.height,
         "epsilon": mark.epsilon or beyond,
-        "guaranteed": "none" if mark.epsilon is None else f"{mark.epsilon:.3g}",
+        "guaranteed": "none" if mark.epsilon is None else shown_epsilon(mark.epsilon),
         "number": str(mark.number),
         "name": mark.name,
         "family": mark.family_name,
         "color": mark.color,
         "on_front": mark.on_front,
-        "text": f"{mark.height:.4g}",
+        "sent": mebibytes(mark.total_bytes),
+        "text": bare(mark.height / unit, primary, deviation),
     }
     if mark.deviation is None:
         return row
     return row | {
         "low": mark.height - mark.deviation,
         "high": mark.height + mark.deviation,
-        "text": f"{mark.height:.4g} ± {mark.deviation:.2g}",
     }
 
 

@@ -140,7 +140,7 @@ def _text(key: str, value: object, measures: Mapping[str, Measure]) -> str:
     if isinstance(value, Mapping):
         text = ", ".join(_entry(str(name), item, measures) for name, item in value.items() if item is not None)
     elif measure is not None and isinstance(value, int | float):
-        text = numbers.shown(value, measure, 2)
+        text = numbers.shown(value, measure)
     elif key.endswith("_bytes") and isinstance(value, int | float):
         text = numbers.size(value)
     elif key.endswith("_seconds") and isinstance(value, int | float):

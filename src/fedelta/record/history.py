@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -207,10 +208,8 @@ class History:
     @property
     def bytes_per_client_round(self) -> float | None:
         """Mean payload bytes of one client in one round, both directions; None before the first."""
-        num_payloads = self.ledger.transfers
-        if not num_payloads["down"] or not num_payloads["up"]:
-            return None
-        return self.ledger.downlink_bytes / num_payloads["down"] + self.ledger.uplink_bytes / num_payloads["up"]
+        both = self.ledger.bytes_of_payload("down") + self.ledger.bytes_of_payload("up")
+        return None if math.isnan(both) else both
 
     @property
     def peak_memory_bytes(self) -> int | None:

@@ -7,6 +7,7 @@ frozen backbone, which every client needs once; it is kept apart from all totals
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -119,6 +120,11 @@ class Ledger:
     def total_bytes(self) -> int:
         """Payload bytes of both directions so far."""
         return self.uplink_bytes + self.downlink_bytes
+
+    def bytes_of_payload(self, direction: Direction) -> float:
+        """Mean bytes of a payload of this direction; NaN before the first."""
+        num = self.transfers[direction]
+        return (self.uplink_bytes if direction == "up" else self.downlink_bytes) / num if num else math.nan
 
     @property
     def uplink_tensor_bytes(self) -> int:

@@ -27,7 +27,7 @@ class Axis:
 
     Args:
         title: with the unit.
-        form: of the values that a tooltip shows, in d3's notation.
+        form: of the values that a tooltip shows, in d3's notation; by default three digits, as in tables.
         domain: first and last value; by default those of the data, rounded.
         has_zero: whether it begins at zero.
         is_log: whether it is logarithmic.
@@ -36,7 +36,7 @@ class Axis:
     """
 
     title: str
-    form: str = ",.4~r"
+    form: str = ""
     domain: tuple[float, float] | None = None
     has_zero: bool = False
     is_log: bool = False
@@ -54,6 +54,11 @@ class Axis:
         axis |= {"format": ",.4~r"} if self.is_log else {}
         axis |= {"format": ",d", "tickMinStep": 1} if self.is_whole else {}
         return {"field": field, "type": "quantitative", "title": self.title, "scale": scale, "axis": axis} | others
+
+    def shown(self, value: str) -> str:
+        """The expression for the text of `value`, an expression, in a tooltip."""
+        form = f"'{self.form}'" if self.form else f"abs({value}) < 100 ? ',.3r' : ',.0f'"
+        return f"format({value}, {form})"
 
     def tip(self, field: str) -> Spec:
         """The line of a tooltip with the value of `field`."""
@@ -163,7 +168,7 @@ def of_measure(
             domain = (0, 101)
         elif high - low < LEAST_POINTS:
             domain = widened(low, high)
-    return Axis(axis_title(label, measure), form=".1f" if measure.is_fraction else ",.4~r", domain=domain)
+    return Axis(axis_title(label, measure), form=".1f" if measure.is_fraction else "", domain=domain)
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
@@ -255,9 +260,7 @@ def _pointed(lines: Sequence[Curve], x: Axis, y: Axis, color: Spec, pointer: str
     nearest = {"type": "point", "nearest": True, "on": "pointerover", "clear": "pointerout"}
     # A nominal field of a tooltip is lost at the cells around points, so the text is an expression.
     name = {"Curve": "(datum.datum || datum).name"} if len(lines) > 1 else {}
-    texts = name | {
-        axis.title: f"format((datum.datum || datum).{field}, '{axis.form}')" for axis, field in ((x, "x"), (y, "y"))
-    }
+    texts = name | {axis.title: axis.shown(f"(datum.datum || datum).{field}") for axis, field in ((x, "x"), (y, "y"))}
     tooltip = ", ".join(f"{json.dumps(title)}: {text}" for title, text in texts.items())
     return {
         "params": [{"name": pointer, "select": nearest}],

@@ -111,7 +111,11 @@ def bytes_by_part(run: History) -> Chart:
             "y": named_rows("part", list(parts)),
             "yOffset": {"field": "kind", "sort": ["down", "up"]},
             "x": x.encoding("mib"),
-            "tooltip": [{"field": "part", "title": "Part"}, {"field": "kind", "title": "Direction"}, x.tip("mib")],
+            "tooltip": [
+                {"field": "part", "title": "Part"},
+                {"field": "kind", "title": "Direction"},
+                {"field": "text", "title": x.title},
+            ],
         },
         "layer": [
             {"mark": "bar", "encoding": {"color": color}},

@@ -6,6 +6,9 @@ the folder of this package serve them all.
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -13,7 +16,7 @@ from importlib import metadata
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from fedelta.record.neutral import paragraphs
-from fedelta.report.drawing import library
+from fedelta.report.drawing import Spec, library
 
 SHARED = "fedelta.report"
 
@@ -39,8 +42,14 @@ def _environment(package: str) -> Environment:
         keep_trailing_newline=True,
     )
     environment.globals |= {"version": _version(), "library": library}
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.filters["packed"] = _packed
     return environment
+
+
+def _packed(spec: Spec) -> str:
+    """A specification as base64 of its gzip: it is a tenth as long, and the first paint waits for less."""
+    content = json.dumps(spec, separators=(",", ":")).encode()
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii")
 
 
 def _visible(value: object) -> object:

@@ -28,17 +28,19 @@
   };
 
   let library;
+  const unpack = (part) => {
+    const packed = Uint8Array.from(atob(part.textContent), (char) => char.charCodeAt(0));
+    return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip")));
+  };
   const load = async () => {
-    const packed = Uint8Array.from(atob(document.getElementById("library").textContent), (char) => char.charCodeAt(0));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
-    script.textContent = await new Response(stream).text();
+    script.textContent = await unpack(document.getElementById("library")).text();
     document.head.append(script);
     return window.vega;
   };
   const draw = async (plot) => {
     const vega = await (library ??= load());
-    const view = new vega.View(vega.parse(JSON.parse(plot.querySelector("script").textContent)), {
+    const view = new vega.View(vega.parse(await unpack(plot.querySelector("script")).json()), {
       renderer: "svg", tooltip: show,
     });
     const drawn = document.createElement("div");
