@@ -49,7 +49,8 @@ class Headline:
     Args:
         name: of the run.
         setting: model, methods and data.
-        warnings: on rounds with too few sites, noise that guarantees nothing, and a spent privacy budget.
+        warnings: on rounds with too few sites, noise that guarantees nothing, a spent privacy budget, and settings that
+            changed.
         unfinished: progress of an unfinished run; empty for a finished one.
         progress: rounds, clients and date.
         tiles: six to ten key figures.
@@ -80,7 +81,7 @@ def headline(run: History) -> Headline:
     ]
     setting = [str(value) for paths in _SETTING if (value := _first(run, paths)) is not None]
     without = "" if run.promise is None or run.promise.is_kept else why_unknown(run.promise)
-    warnings = [text for text in (run.too_few_sites, without, run.stopped) if text]
+    warnings = [text for text in (run.too_few_sites, without, run.stopped, *run.departures) if text]
     return Headline(run.name, setting, warnings, _unfinished(run), _progress(run), tiles)
 
 
