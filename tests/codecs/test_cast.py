@@ -66,6 +66,14 @@ def test_the_hint_names_a_codec_with_the_range():
         Cast(name="float16").pack("w", tensor([1e6]))
 
 
+def test_the_hint_names_no_codec_that_cannot_hold_the_number_either():
+    # 3.4e38 is beyond the largest bfloat16, 3.39e38.
+    for name in ("float16", "bfloat16"):
+        with pytest.raises(PayloadError) as caught:
+            Cast(name=name).pack("w", tensor([3.4e38]))
+        assert caught.value.hint is None
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_numbers_that_are_not_finite_are_never_packed(name: str, value: float):

@@ -318,11 +318,12 @@ def test_a_file_gives_the_depth_of_every_client(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"0": 2}', "client 1 has depth None; expected 1 to 4 for every client"),
+        ('{"0": 2}', "has no depth for client 1"),
+        ('{"0": 2, "1": 1, "0": 3}', "cannot be read: '0' stands there more than once"),
         ('{"0": 2, "1": 5}', "client 1 has depth 5; expected 1 to 4"),
         ('{"0": 0, "1": 1.5}', "client 0 has depth 0, client 1 has depth 1.5; expected"),
-        ('{"0": 2, "1": true}', "client 1 has depth True"),
-        ('{"0": 2, "1": "3"}', "client 1 has depth '3'"),
+        ('{"0": 2, "1": true}', "client 1 has depth true"),
+        ('{"0": 2, "1": "3"}', 'client 1 has depth "3"'),
         ("[1, 2]", "cannot be read"),
         ("{", "cannot be read"),
         ("[[0, 1], [1, 2]]", "cannot be read"),
@@ -350,9 +351,10 @@ def test_a_file_may_call_clients_by_their_names(tmp_path: Path):
     path.write_text('{"ann": 2, "carl": 1, "7": 9}')
     with pytest.raises(ConfigError) as caught:
         ExitSettings(tiers_file=str(path)).depths(sites, 4, seed=0)
-    unknown_clients, wrong_depths = caught.value.problems
+    unknown_clients, without_depth, wrong_depths = caught.value.problems
     assert unknown_clients.endswith("names 'carl', but there are 3 clients: 'ann', 'bob', '7'")
-    assert "client 1 ('bob') has depth None, client 2 ('7') has depth 9; expected 1 to 4" in wrong_depths
+    assert without_depth.endswith("has no depth for client 1 ('bob')")
+    assert wrong_depths.endswith("client 2 ('7') has depth 9; expected 1 to 4 for every client")
     assert caught.value.hint == 'write a JSON object that maps clients to depths, such as {"ann": 4, "bob": 4}.'
 
 
@@ -366,6 +368,7 @@ def test_a_depth_that_the_model_does_not_have_is_refused():
     ("fields", "problem"),
     [
         ({"tiers": (1,), "tiers_file": "a.json"}, "give `tiers` or `tiers_file`, not both"),
+        ({"assignment": "shuffle", "tiers_file": "a.json"}, "`assignment` is 'shuffle', but the depths are in"),
         ({"tiers": ()}, "tiers"),
         ({"tiers": (0,)}, "tiers"),
         ({"train": "all"}, "train"),

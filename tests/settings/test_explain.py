@@ -76,7 +76,7 @@ def explained(section: str, value: Any, root: type[Settings] = Drawing) -> list[
         ),
         ("width", 0, "`width` is 0, expected: 'auto' or greater than or equal to 1"),
         ("weights", {"a": 1.0, "b": 0.0}, "`weights.b` is 0.0, expected: greater than 0"),
-        ("weights", "even", "`weights` is 'even', expected: 'none' or a valid dictionary"),
+        ("weights", "even", "`weights` is 'even', expected: 'none' or a table"),
     ],
 )
 def test_a_problem_says_where_what_was_found_and_what_was_expected(section: str, value: Any, problem: str):

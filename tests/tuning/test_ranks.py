@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from fedelta.config import parse_config
 from fedelta.data.clients import Clients
@@ -48,14 +49,17 @@ def test_ranks_from_a_file_by_name(tmp_path: Path):
     ("content", "message"),
     [
         ({"ann": 1, "ben": 2, "cleo": 3, "dora": 4}, "names 'dora', but there are 3 clients"),
-        ({"ann": 1, "ben": 2}, "client 2 ('cleo') has rank None; expected 1 to 8 for every client"),
+        ({"ann": 1, "ben": 2}, "has no rank for client 2 ('cleo')"),
+        ({}, "has no rank for client 0 ('ann'), client 1 ('ben'), client 2 ('cleo')"),
+        ({"ann": 1, "ben": 2, "cleo": None}, "client 2 ('cleo') has rank null; expected 1 to 8 for every client"),
+        ({"ann": 1, "ben": 2, "cleo": "3"}, "client 2 ('cleo') has rank \"3\"; expected 1 to 8"),
         ({"ann": 1, "ben": 2, "cleo": 9}, "client 2 ('cleo') has rank 9; expected 1 to 8"),
-        ({"ann": 1, "ben": True, "cleo": 1}, "client 1 ('ben') has rank True"),
+        ({"ann": 1, "ben": True, "cleo": 1}, "client 1 ('ben') has rank true"),
         ({"ann": 0, "ben": 1, "cleo": 1}, "client 0 ('ann') has rank 0"),
         ({"ann": 1, "ben": 1, "cleo": 1, "0": 8}, "names a client twice, by name and by number"),
-        ([1, 2, 3], "cannot be read: it is a list"),
-        ([], "cannot be read: it is a list"),
-        ([["ann", 1], ["ben", 1], ["cleo", 1]], "cannot be read: it is a list"),
+        ([1, 2, 3], "cannot be read: it holds [1, 2, 3]"),
+        ([], "cannot be read: it holds []"),
+        ([["ann", 1], ["ben", 1], ["cleo", 1]], 'cannot be read: it holds [["ann", 1], ["ben", 1], ["cleo", 1]]'),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: object, message: str):
@@ -63,6 +67,34 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: object, me
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=re.escape(message)):
         RankByClient(file=str(path)).of(NAMED, 8, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read: Expecting value"),
+        (b"ann,1\nben,2\n", "cannot be read: Expecting value"),
+        (b"\xff\xfe{}", "cannot be read: 'utf-8' codec can't decode"),
+        (b"[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
+    ],
+)
+def test_a_file_that_is_no_json_is_refused(tmp_path: Path, content: bytes, message: str):
+    path = tmp_path / "ranks.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        RankByClient(file=str(path)).of(NAMED, 8, 0, None)
+    assert caught.value.hint == 'expected a JSON object that maps clients to ranks, such as {"ann": 8, "ben": 8}.'
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path):
+    path = tmp_path / "ranks.json"
+    path.write_text(json.dumps({"ben": 2, "ann": 8, "cleo": 1}), encoding="utf-8-sig")
+    assert RankByClient(file=str(path)).of(NAMED, 8, 0, None) == {0: 8, 1: 2, 2: 1}
+
+
+def test_an_assignment_of_ranks_that_are_in_a_file_is_refused():
+    with pytest.raises(ValidationError, match="`assignment` is 'tier', but the ranks are in `file`; leave one out"):
+        RankByClient(file="ranks.json", assignment="tier")
 
 
 def test_a_client_that_a_file_has_twice_is_refused(tmp_path: Path):
@@ -98,7 +130,16 @@ LORA = {"name": "lora"}
         ({"strategy": {"name": "fedavg", "mean": {"name": "krum"}}}, "'krum', which would take the rows"),
         ({"privacy": {"unit": "example", "target_epsilon": 5.0}}, "noise would also be added to the rows"),
         ({"tuning": LORA | {"rank_by_client": {}}}, "give `ranks` or `file`, one of the two"),
-        ({"tuning": LORA | {"rank_by_client": {"ranks": [0]}}}, "rank_by_client"),
+        ({"tuning": LORA | {"rank_by_client": {"ranks": [0]}}}, "rank_by_client.ranks.0` is 0"),
+        (
+            {"tuning": LORA | {"rank_by_client": {"ranks": []}}},
+            "`tuning.rank_by_client.ranks` is [], expected: at least",
+        ),
+        ({"tuning": LORA | {"rank_by_client": {"ranks": 4}}}, "`tuning.rank_by_client.ranks` is 4, expected: a list"),
+        (
+            {"tuning": LORA | {"r": 8, "rank_pattern": {"q": 16}, "rank_by_client": {"ranks": [2, 8]}}},
+            "`tuning.rank_pattern.q` is 16, but `tuning.r` is 8, the largest rank of a client",
+        ),
         ({"tuning": LORA | {"rank_by_client": {"ranks": [2], "assignment": "tier"}}}, "`[exits]` has no tiers"),
     ],
 )

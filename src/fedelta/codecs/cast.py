@@ -14,6 +14,8 @@ from fedelta.errors import PayloadError
 from fedelta.params import is_finite
 from fedelta.settings import Settings
 
+_HINT = 'use `codec.name = "bfloat16"`, which has the range of float32.'
+
 
 class Cast(Settings):
     """Little-endian numbers in row-major order.
@@ -40,7 +42,7 @@ class Cast(Settings):
             raise PayloadError(
                 f"`{name}`: a tensor holds values that are not finite in {self.name}; its largest magnitude is "
                 f"{largest:.3g}.",
-                hint='use `codec.name = "bfloat16"`, which has the range of float32.' if is_finite(tensor) else None,
+                hint=_HINT if self.name == "float16" and is_finite(tensor.to(torch.bfloat16)) else None,
             )
         # As bytes, because numpy has no bfloat16.
         return numbers.reshape(-1).view(torch.uint8).numpy().data

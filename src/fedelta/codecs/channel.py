@@ -103,12 +103,19 @@ class Channel(Settings):
         return Reader(self.down, held) if self.sends_changes else self.down
 
     def problems(self, context: Context) -> list[str]:
-        """Reports what the strategy's mean or low-rank aggregation cannot do with these codecs."""
+        """Reports what a model, the strategy's mean or low-rank aggregation cannot do with these codecs."""
         problems, mean, joining = [], context.get("strategy.mean"), context.get("aggregation")
-        if mean is not None and mean.reads == "each" and isinstance(self.up, TopK | RandomK) and self.up.k != 1.0:
+        if mean is not None and mean.reads == "each" and _leaves_out(self.up):
             problems.append(
                 f"`codec.up.name` is {self.up.name!r}, but `strategy.mean.name` is {mean.name!r}, which compares the "
                 f"values of clients: those that a client leaves out would count as zeros; choose 'int4' or 'sign'"
+            )
+        if _leaves_out(self.down) and not self.sends_changes:
+            off = "changes" if self.error_feedback else "error_feedback"
+            problems.append(
+                f"`codec.down.name` is {self.down.name!r}, but `codec.{off}` is false, so that downloads are whole "
+                f"values: those that are left out would be zeros in the clients' models; set it to true, or choose "
+                f"another `codec.down.name`"
             )
         if joining is None or not joining.joins:
             return problems
@@ -141,4 +148,10 @@ class Channel(Settings):
         down, up = table.pop("down"), table.pop("up")
         usual = {key: field.default for key, field in type(self).model_fields.items()}
         rest = {key: value for key, value in table.items() if value != usual[key]}
-        return (up if self.down == self.up else {"down": down, "up": up}) | rest
+        # As text, because 1 and 1.0 are equal, but not the same `k`.
+        return (up if repr(down) == repr(up) else {"down": down, "up": up}) | rest
+
+
+def _leaves_out(codec: Codec) -> bool:
+    """Whether a codec writes tensors in part."""
+    return isinstance(codec, TopK | RandomK) and codec.leaves_out

@@ -20,7 +20,8 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from fedelta.codecs import gaps, halves
@@ -28,9 +29,24 @@ from fedelta.codecs.base import Packed
 from fedelta.errors import PayloadError
 from fedelta.settings import Settings
 
-# A share of a tensor's numbers, or how many.
-Count = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 _SEED_BYTES = 4
+
+
+def _in_words(value: object, handler: ValidatorFunctionWrapHandler) -> int | float:
+    """A valid `Count`; the errors of its two forms as one."""
+    try:
+        count: int | float = handler(value)
+    except ValidationError as error:
+        expected = "a share of a tensor's numbers, above 0 and at most 1 (0.01), or how many, a whole number >= 1 (100)"
+        raise PydanticCustomError("count", expected) from error
+    return count
+
+
+# A share of a tensor's numbers, or how many.
+Count = Annotated[
+    Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)],
+    WrapValidator(_in_words),
+]
 
 
 class TopK(Settings):
@@ -43,6 +59,11 @@ class TopK(Settings):
     name: Literal["top-k"] = "top-k"
     k: Count = 0.01  # usual in the literature: Stich et al. have 1 % and less
     feeds_back: ClassVar[bool] = True
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether tensors are sent in part; a number of 1 is one number, a share of 1.0 all of them."""
+        return isinstance(self.k, int) or self.k < 1
 
     def pack(self, name: str, tensor: Tensor, seed: int) -> Packed:
         """See `Codec.pack`."""
@@ -75,6 +96,11 @@ class RandomK(Settings):
     name: Literal["random-k"] = "random-k"
     k: Count = 0.01  # as for top-k
     feeds_back: ClassVar[bool] = True
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether tensors are sent in part; a number of 1 is one number, a share of 1.0 all of them."""
+        return isinstance(self.k, int) or self.k < 1
 
     def pack(self, name: str, tensor: Tensor, seed: int) -> Packed:
         """See `Codec.pack`."""

@@ -14,19 +14,18 @@ Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084) for one exit per batch; 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
+from fedelta.data.by_client import numbers_in
 from fedelta.data.clients import Clients
 from fedelta.engine.work import lane_means
-from fedelta.errors import ConfigError, listed
+from fedelta.errors import ConfigError
 from fedelta.seeds import stream
 from fedelta.settings import Settings
 from fedelta.settings.paths import FilePath
@@ -58,6 +57,8 @@ class ExitSettings(Settings):
     def _one_source(self) -> ExitSettings:
         if self.tiers is not None and self.tiers_file is not None:
             raise ValueError("give `tiers` or `tiers_file`, not both")
+        if self.tiers_file is not None and self.assignment != "cycle":
+            raise ValueError(f"`assignment` is {self.assignment!r}, but the depths are in `tiers_file`; leave one out")
         return self
 
     @property
@@ -73,10 +74,10 @@ class ExitSettings(Settings):
         """The depth in blocks of every client, by client id.
 
         Raises:
-            ConfigError: the model has fewer blocks than a depth, or the file lacks a client or names an unknown one.
+            ConfigError: the model has fewer blocks than a depth, or `numbers_in` refuses the file.
         """
         if self.tiers_file is not None:
-            return _read_depths(self.tiers_file, clients, num_blocks)
+            return numbers_in(self.tiers_file, "exits.tiers_file", "depth", clients, num_blocks)
         tiers = self.tiers or (num_blocks,)
         if max(tiers) > num_blocks:
             problem = f"`exits.tiers` has depth {max(tiers)}, but the model has {num_blocks} blocks"
@@ -86,35 +87,6 @@ class ExitSettings(Settings):
             shuffled = torch.randperm(len(order), generator=stream(seed, "tiers")).tolist()
             order = [order[index] for index in shuffled]
         return {client_id: tiers[position % len(tiers)] for position, client_id in enumerate(order)}
-
-
-def _read_depths(path: str, clients: Clients, num_blocks: int) -> dict[int, int]:
-    example = [str(clients.names.get(number, number)) for number in clients.numbers[:2]]
-    expected = f"a JSON object that maps clients to depths, such as {json.dumps(dict.fromkeys(example, num_blocks))}"
-    try:
-        content = dict(json.loads(Path(path).expanduser().read_text(encoding="utf-8")).items())
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            [f"`exits.tiers_file` {path!r} cannot be read: {error}"], hint=f"expected {expected}."
-        ) from error
-    depths = {clients.find_text(key): depth for key, depth in content.items()}
-    problems = []
-    if unknown_clients := [key for key in content if clients.find_text(key) is None]:
-        problems.append(
-            f"`exits.tiers_file` {path!r} names {listed(unknown_clients)}, but there are {clients.described}"
-        )
-    wrong_depths = [
-        f"{clients.called(number)} has depth {depths.get(number)!r}"
-        for number in clients.numbers
-        if type(depths.get(number)) is not int or not 1 <= depths[number] <= num_blocks
-    ]
-    if wrong_depths:
-        num_more = len(wrong_depths) - 4
-        shown = ", ".join(wrong_depths[:4]) + (f" and {num_more} more" if num_more > 0 else "")
-        problems.append(f"`exits.tiers_file` {path!r}: {shown}; expected 1 to {num_blocks} for every client")
-    if problems:
-        raise ConfigError(problems, hint=f"write {expected}.")
-    return {number: depths[number] for number in clients.numbers}
 
 
 class ExitLoss:

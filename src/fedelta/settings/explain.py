@@ -22,6 +22,9 @@ _PLAIN = {
     "a valid number": "a number",
     "a valid boolean": "true or false",
     "a valid string": "a text",
+    "a valid tuple": "a list",
+    "a valid dictionary": "a table",
+    "Tuple should have at least 1 item after validation, not 0": "at least one entry",
 }
 
 

@@ -108,7 +108,17 @@ class Lora(Settings):
 
     def problems(self, context: Context) -> list[str]:
         """Reports what clients of different rank cannot be combined with."""
-        return [] if self.rank_by_client is None else _rank_problems(self.rank_by_client, context)
+        if self.rank_by_client is None:
+            return []
+        higher = [
+            f"`tuning.rank_pattern.{entry}` is {rank}" for entry, rank in self.rank_pattern.items() if rank > self.r
+        ]
+        problems = [
+            f"{text}, but `tuning.r` is {self.r}, the largest rank of a client with `tuning.rank_by_client`: no client "
+            f"would train the other rows; set `tuning.r` to the largest rank"
+            for text in higher
+        ]
+        return problems + _rank_problems(self.rank_by_client, context)
 
     def targets(self, backbone: Backbone) -> list[str]:
         """Original paths of the layers that get a pair, in the order of the model.

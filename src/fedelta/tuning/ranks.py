@@ -8,14 +8,13 @@ the alpha r / R, or alpha sqrt(r / R) with `use_rslora`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 
+from fedelta.data.by_client import entries_in, numbers_in
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, listed
 from fedelta.seeds import stream
@@ -23,6 +22,7 @@ from fedelta.settings import Settings
 from fedelta.settings.paths import FilePath
 
 Rank = Annotated[int, Field(ge=1)]
+_FILE = "tuning.rank_by_client.file"
 
 
 class RankByClient(Settings):
@@ -43,6 +43,8 @@ class RankByClient(Settings):
     def _one_source(self) -> RankByClient:
         if (self.ranks is None) == (self.file is None):
             raise ValueError("give `ranks` or `file`, one of the two")
+        if self.file is not None and self.assignment != "drawn":
+            raise ValueError(f"`assignment` is {self.assignment!r}, but the ranks are in `file`; leave one out")
         return self
 
     @property
@@ -54,7 +56,8 @@ class RankByClient(Settings):
         """
         if self.ranks is not None:
             return frozenset(self.ranks)
-        return frozenset(rank for rank in self._read().values() if type(rank) is int and rank >= 1)
+        ranks = entries_in(self.file or "", _FILE, "rank").values()
+        return frozenset(rank for rank in ranks if type(rank) is int and rank >= 1)
 
     def of(self, clients: Clients, most: int, seed: int, depths: Mapping[int, int] | None) -> dict[int, int]:
         """The rank of every client, by client id; empty if it is `most` for all.
@@ -66,11 +69,12 @@ class RankByClient(Settings):
             depths: the depth of each client; None if all run the whole model.
 
         Raises:
-            ConfigError: a rank exceeds `most`; the file lacks a client, or names an unknown one; or there are not as
-            many
-                ranks as depths.
+            ConfigError: a rank exceeds `most`, `numbers_in` refuses the file, or there are not as many ranks as depths.
         """
-        ranks = self._in_file(clients, most) if self.file is not None else self._assigned(clients, seed, depths)
+        if self.file is not None:
+            ranks = numbers_in(self.file, _FILE, "rank", clients, most)
+        else:
+            ranks = self._assigned(clients, seed, depths)
         if (largest := max(ranks.values())) > most:
             problem = f"`tuning.rank_by_client` has rank {largest}, more than `tuning.r` = {most}, that of the server"
             raise ConfigError([problem], hint="set `tuning.r` to the largest rank of a client.")
@@ -97,48 +101,3 @@ class RankByClient(Settings):
             raise ConfigError([problem], hint="give as many `ranks` as there are depths in `exits.tiers`.")
         by_depth = dict(zip(tiers, ranks, strict=True))
         return {number: by_depth[(depths or {})[number]] for number in clients.numbers}
-
-    def _in_file(self, clients: Clients, most: int) -> dict[int, int]:
-        example = [str(clients.names.get(number, number)) for number in clients.numbers[:2]]
-        expected = f"a JSON object that maps clients to ranks, such as {json.dumps(dict.fromkeys(example, most))}"
-        where, content = f"`tuning.rank_by_client.file` {self.file or ''!r}", self._read()
-        ranks = {clients.find_text(key): rank for key, rank in content.items()}
-        problems = []
-        if unknown := [key for key in content if clients.find_text(key) is None]:
-            problems.append(f"{where} names {listed(unknown)}, but there are {clients.described}")
-        if len(ranks) < len(content) - len(unknown) + bool(unknown):
-            problems.append(f"{where} names a client twice, by name and by number")
-        wrong = [
-            f"{clients.called(number)} has rank {ranks.get(number)!r}"
-            for number in clients.numbers
-            if type(ranks.get(number)) is not int or not 1 <= ranks[number] <= most
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-            problems.append(f"{where}: {', '.join(wrong[:4])}{more}; expected 1 to {most} for every client")
-        if problems:
-            raise ConfigError(problems, hint=f"write {expected}.")
-        return {number: ranks[number] for number in clients.numbers}
-
-    def _read(self) -> dict[str, Any]:  # Any: JSON
-        """The content of the file, whose values are not checked."""
-        path = self.file or ""
-        try:
-            content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
-            if not isinstance(content, dict):
-                raise ValueError(f"it is a {type(content).__name__}")
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                [f"`tuning.rank_by_client.file` {path!r} cannot be read: {error}"],
-                hint='expected a JSON object that maps clients to ranks, such as {"hamburg": 4, "kiel": 8}.',
-            ) from error
-        return content
-
-
-def _without_twins(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object with these entries; a client that is there twice is refused."""
-    content = dict(entries)
-    if len(content) != len(entries):
-        twins = sorted({key for key, _ in entries if sum(key == other for other, _ in entries) > 1})
-        raise ValueError(f"{listed(twins)} stands there more than once")
-    return content
