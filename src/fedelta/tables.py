@@ -44,7 +44,7 @@ def table_of_sizes(title: str, sizes: Inspection) -> Table:
         table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
     if sizes.largest_download_bytes is not None:
         length = f"{sizes.largest_download_bytes / MIB:.3f} MiB"
-        table.add_row("per client, down, once all layers have changed as a whole", length)
+        table.add_row("per client, down, in the last round", length)
     table.add_row("full model in float32", f"{sizes.full_model_bytes / MIB:.3f} MiB")
     for tier in sizes.tiers:
         row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"

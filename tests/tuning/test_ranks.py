@@ -48,7 +48,7 @@ def test_ranks_from_a_file_by_name(tmp_path: Path):
     ("content", "message"),
     [
         ({"ann": 1, "ben": 2, "cleo": 3, "dora": 4}, "names 'dora', but there are 3 clients"),
-        ({"ann": 1, "ben": 2}, "client 2 ('cleo') has rank None; expected 1 to 8 for every client"),
+        ({"ann": 1, "ben": 2}, "client 2 ('cleo') has no rank; expected 1 to 8 for every client"),
         ({"ann": 1, "ben": 2, "cleo": 9}, "client 2 ('cleo') has rank 9; expected 1 to 8"),
         ({"ann": 1, "ben": True, "cleo": 1}, "client 1 ('ben') has rank True"),
         ({"ann": 0, "ben": 1, "cleo": 1}, "client 0 ('ann') has rank 0"),

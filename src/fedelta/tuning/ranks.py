@@ -109,7 +109,7 @@ class RankByClient(Settings):
         if len(ranks) < len(content) - len(unknown) + bool(unknown):
             problems.append(f"{where} names a client twice, by name and by number")
         wrong = [
-            f"{clients.called(number)} has rank {ranks.get(number)!r}"
+            f"{clients.called(number)} has {'rank ' + repr(ranks[number]) if number in ranks else 'no rank'}"
             for number in clients.numbers
             if type(ranks.get(number)) is not int or not 1 <= ranks[number] <= most
         ]
@@ -124,7 +124,9 @@ class RankByClient(Settings):
         """The content of the file, whose values are not checked."""
         path = self.file or ""
         try:
-            content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+            content = json.loads(
+                Path(path).expanduser().read_text(encoding="utf-8-sig"), object_pairs_hook=_without_twins
+            )
             if not isinstance(content, dict):
                 raise ValueError(f"it is a {type(content).__name__}")
         except (OSError, ValueError, RecursionError) as error:
