@@ -65,6 +65,12 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: object, me
         RankByClient(file=str(path)).of(NAMED, 8, 0, None)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path):
+    path = tmp_path / "ranks.json"
+    path.write_text('{"ann": 1, "ben": 2, "cleo": 3}', encoding="utf-8-sig")
+    assert RankByClient(file=str(path)).of(NAMED, 8, 0, None) == {0: 1, 1: 2, 2: 3}
+
+
 def test_a_client_that_a_file_has_twice_is_refused(tmp_path: Path):
     path = tmp_path / "ranks.json"
     path.write_text('{"ann": 1, "ben": 2, "cleo": 3, "ben": 4}')
@@ -98,7 +104,9 @@ LORA = {"name": "lora"}
         ({"strategy": {"name": "fedavg", "mean": {"name": "krum"}}}, "'krum', which would take the rows"),
         ({"privacy": {"unit": "example", "target_epsilon": 5.0}}, "noise would also be added to the rows"),
         ({"tuning": LORA | {"rank_by_client": {}}}, "give `ranks` or `file`, one of the two"),
-        ({"tuning": LORA | {"rank_by_client": {"ranks": [0]}}}, "rank_by_client"),
+        ({"tuning": LORA | {"rank_by_client": {"ranks": [0]}}}, "`tuning.rank_by_client.ranks.0` is 0, expected: "),
+        ({"tuning": LORA | {"rank_by_client": {"ranks": []}}}, "ranks` is [], expected: a list with at least 1"),
+        ({"tuning": LORA | {"rank_by_client": {"ranks": 4}}}, "ranks` is 4, expected: a list"),
         ({"tuning": LORA | {"rank_by_client": {"ranks": [2], "assignment": "tier"}}}, "`[exits]` has no tiers"),
     ],
 )
