@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.report.synthetic import history_of
 from tests.small import stop_after, write_small
 
 from fedelta.aggregation.low_rank import paths_of
@@ -92,6 +93,7 @@ def test_a_client_of_a_run_with_local_factors_has_a_model_of_its_own(tmp_path: P
     assert factors[0].any()
     assert not factors[1].any()
     assert evaluate_adapter(result.path).measures["accuracy"] == result.summary["final_accuracy"]
+    assert history_of(result.path).misfits == ()
 
 
 def transfers(path: Path) -> list[dict[str, int]]:
