@@ -126,6 +126,18 @@ def test_inspect_gives_the_lengths_that_a_run_sends(name: str, tmp_path: Path):
         assert most <= sizes.download_bytes
 
 
+@pytest.mark.parametrize("name", ["flora", "fedex"])
+@pytest.mark.parametrize("num_rounds", [2, 3, 6])
+def test_inspect_gives_the_length_of_the_last_download_with_what_is_carried(name: str, num_rounds: int, tmp_path: Path):
+    # Pairs of rank 2 of 3 clients are 6 rows a round, of 64 numbers, and a whole layer has 32 x 32: so after 2 rounds
+    # 12 rows are carried, and after 5 the layers themselves.
+    settings = [f"aggregation.name={name}", f"strategy.num_rounds={num_rounds}"]
+    experiment = Experiment.from_toml(write_small(tmp_path), settings)
+    rows = transfers(experiment.run(tmp_path / "run", writes_page=False).path)
+    last = {row["payload_bytes"] for row in rows if row["direction"] == "down" and row["round"] == num_rounds}
+    assert last == {inspect(experiment.config).largest_download_bytes}
+
+
 @pytest.mark.parametrize("settings", [["aggregation.name=fedex"], ["aggregation.name=flora"], RANKS])
 def test_a_byte_budget_is_kept_with_what_is_carried_and_with_ranks_that_differ(settings: list[str], tmp_path: Path):
     # 18 exchanges: of 4 kB in round 1, and of 12 kB when 4 layers of 32 x 32 are carried in float16.

@@ -68,8 +68,8 @@ class Inspection:
         change_bytes: length of the download of a client that was in the round before; None if downloads carry whole
             values.
         is_estimate: whether the lengths depend on the values; these are drawn from a normal distribution.
-        largest_download_bytes: length of a download once what is carried beside the pairs has its full length
-            (aggregation/carrying.py); None if nothing is carried.
+        largest_download_bytes: length of a download in the last round, with what is carried beside the pairs by then if
+            every reply counts (aggregation/carrying.py); None if nothing is carried.
         tensor_bytes: length of that upload without the header.
         full_model_bytes: length of the whole model in float32, without running statistics.
         tiers: one for each exit; empty for a model without exits.

@@ -38,7 +38,7 @@ def table_of_sizes(title: str, sizes: Inspection) -> Table:
         table.add_row("per client and round, later", _both_ways(sizes.change_bytes, sizes.payload_bytes))
     if sizes.largest_download_bytes is not None:
         length = size(sizes.largest_download_bytes)
-        table.add_row("per client, down, once all layers have changed as a whole", length)
+        table.add_row("per client, down, in the last round", length)
     table.add_row("full model in float32", size(sizes.full_model_bytes))
     for tier in sizes.tiers:
         table.add_row(

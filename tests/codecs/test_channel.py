@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.builders import tiny_data, tiny_engine
+from tests.builders import assert_same_memories, tiny_data, tiny_engine
 from tests.small import stop_after, write_small
 from tests.strategies.windowed import SPEC, START, Walking
 
@@ -135,20 +136,54 @@ def test_downloads_may_be_sparse_where_nothing_is_left_out_for_good(tmp_path: Pa
         load_config(write_small(tmp_path), ["codec.down.name=top-k", *overrides])
 
 
-def test_changes_in_a_run_cost_what_they_are_and_go_on_after_a_stop(tmp_path: Path):
-    # All six clients take part in each round, so that all downloads after the first are changes.
-    overrides = [
-        "codec.name=int4", "codec.rounding=stochastic", "codec.entropy=zstd", "strategy.num_rounds=4",
-        "strategy.clients_per_round=6",
-    ]  # fmt: skip
+WINDOWS = ["strategy.name=fedlama", "strategy.phi=2", "strategy.tau=2", "client.local_epochs="]
+LOSSY = {
+    "int8": ["codec.name=int8"],
+    "int4": ["codec.name=int4", "codec.rounding=stochastic", "codec.entropy=zstd"],
+    "sign": ["codec.name=sign"],
+    "top-k": ["codec.name=top-k", "codec.k=0.1"],
+    "random-k": ["codec.name=random-k", "codec.k=0.1"],
+}
+
+
+@pytest.mark.parametrize(
+    ("codec", "strategy", "rounds"),
+    [
+        ("int4", "fedlama", [3]),
+        *(pytest.param(*pair, [1, 2, 3], marks=pytest.mark.slow) for pair in product(LOSSY, ["fedavg", "fedlama"])),
+    ],
+)
+def test_a_run_that_is_stopped_after_any_round_goes_on_with_the_same_bits(
+    codec: str, strategy: str, rounds: list[int], tmp_path: Path
+):
+    # With residuals, mirrored values and, in the middle of a window, what clients have trained and not sent. All six
+    # clients take part in each window, so that downloads after the first are changes.
+    overrides = [*LOSSY[codec], "strategy.num_rounds=4", "strategy.clients_per_round=6"]
+    overrides += WINDOWS if strategy == "fedlama" else []
     path = write_small(tmp_path)
-    uninterrupted = Experiment.from_toml(path, overrides).run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        Experiment.from_toml(path, overrides).run(tmp_path / "parts", on_round=stop_after(2))
-    parts = Experiment.from_run(tmp_path / "parts").resume(tmp_path / "parts")
+    whole = Experiment.from_toml(path, overrides).run(tmp_path / "whole", writes_page=False)
+    for round in rounds:
+        stopped = tmp_path / f"stopped{round}"
+        with pytest.raises(KeyboardInterrupt):
+            Experiment.from_toml(path, overrides).run(stopped, on_round=stop_after(round), writes_page=False)
+        parts = Experiment.from_run(stopped).resume(stopped, writes_page=False)
+        for name in ("rounds.jsonl", "ledger.jsonl"):
+            assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
+        assert all(torch.equal(tensor, parts.params[name]) for name, tensor in whole.params.items())
+        assert_same_memories(whole.path, parts.path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("codec", "strategy"), list(product(LOSSY, ["fedavg", "fedlama"])))
+def test_workers_change_no_bit(codec: str, strategy: str, tmp_path: Path):
+    overrides = [*LOSSY[codec], "strategy.num_rounds=4", *(WINDOWS if strategy == "fedlama" else [])]
+    path, ends = write_small(tmp_path), []
+    for workers in (1, 2):
+        runtime = [f"runtime.workers={workers}"]
+        ends.append(Experiment.from_toml(path, overrides + runtime).run(tmp_path / str(workers), writes_page=False))
     for name in ("rounds.jsonl", "ledger.jsonl"):
-        assert (uninterrupted.path / name).read_bytes() == (parts.path / name).read_bytes()
-    assert all(torch.equal(tensor, parts.params[name]) for name, tensor in uninterrupted.params.items())
+        assert (ends[0].path / name).read_bytes() == (ends[1].path / name).read_bytes()
+    assert_same_memories(ends[0].path, ends[1].path)
 
 
 def site_with(channel: Channel) -> tuple[Site, Params]:
@@ -243,17 +278,11 @@ def test_exact_and_rounded_numbers_leave_nothing_behind(name: str):
     assert site.memories.of(0) is None
 
 
-def test_a_run_with_int8_uploads_counts_its_bytes_and_goes_on_after_a_stop(tmp_path: Path):
+def test_a_run_with_int8_uploads_counts_its_bytes(tmp_path: Path):
     overrides = ["codec.up.name=int8", "strategy.num_rounds=4"]
-    path = write_small(tmp_path)
-    uninterrupted = Experiment.from_toml(path, overrides).run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        Experiment.from_toml(path, overrides).run(tmp_path / "parts", on_round=stop_after(2))
-    parts = Experiment.from_run(tmp_path / "parts").resume(tmp_path / "parts")
-    for name in ("rounds.jsonl", "ledger.jsonl"):
-        assert (uninterrupted.path / name).read_bytes() == (parts.path / name).read_bytes()
+    result = Experiment.from_toml(write_small(tmp_path), overrides).run(tmp_path / "run", writes_page=False)
     # LoRA's A of q and v in two blocks: [2, 32]; B: [32, 2]; the head: [10, 32] and [10]. A byte each, for each tensor
     # an exponent, and a scale of two bytes for 64 numbers: 8 of the small tensors, 5 of the head, 1 of its bias.
-    spec = uninterrupted.assembly.spec
-    assert uninterrupted.ledger.uplink_tensor_bytes == 4 * 3 * (spec.num_parameters + len(spec) + 2 * (8 + 5 + 1))
-    assert uninterrupted.ledger.downlink_tensor_bytes == 4 * 3 * 2 * spec.num_parameters
+    spec = result.assembly.spec
+    assert result.ledger.uplink_tensor_bytes == 4 * 3 * (spec.num_parameters + len(spec) + 2 * (8 + 5 + 1))
+    assert result.ledger.downlink_tensor_bytes == 4 * 3 * 2 * spec.num_parameters

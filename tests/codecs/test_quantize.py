@@ -205,6 +205,17 @@ def test_a_scale_that_would_give_infinity_is_refused():
         INT8.unpack("w", memoryview(bytes([127]) + good[1:]), (2,))
 
 
+@pytest.mark.parametrize(("codec", "least"), [(INT4, 0x88), (INT8, 0x80)])
+def test_an_integer_below_the_least_is_refused_where_it_would_be_infinite(codec: Integers, least: int):
+    # s b is the largest float32, so that s (b + 1) is beyond.
+    largest = torch.finfo(torch.float32).max
+    good = bytes(codec.pack("w", tensor([largest, largest]), 0))
+    assert back(codec, tensor([largest, largest])).isfinite().all()
+    bad = good[:3] + bytes([least]) * (len(good) - 3)
+    with pytest.raises(PayloadError, match="`w`: an integer is below the least one"):
+        codec.unpack("w", memoryview(bad), (2,))
+
+
 @given(codec=CODECS, data=st.binary(max_size=80), shape=st.lists(st.integers(0, 9), max_size=2))
 def test_any_bytes_give_finite_numbers_or_a_payload_error(codec: Integers, data: bytes, shape: list[int]):
     for body in (data, (data * 80)[: len(codec.pack("w", torch.zeros(shape), 0))]):

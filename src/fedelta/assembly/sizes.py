@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Literal
 
 import torch
 
+from fedelta.aggregation.low_rank import paths_of
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.federation.forms import Forms
@@ -34,6 +36,9 @@ class Sizes:
         self._codec = config.codec
         self._pairs: Pairs | None = pairs_of(config.aggregation, tuning, spec, config.strategy.cohort_rounds)
         self._turn_rounds = config.strategy.cohort_rounds
+        # Clients whose pairs can be carried beside those of the last round.
+        self._num_pairs = None if config.strategy.sampling == "poisson" else config.strategy.clients_per_round
+        self._num_rounds = config.strategy.num_rounds
 
     @cached_property
     def _forms(self) -> Forms | Whole:
@@ -65,15 +70,28 @@ class Sizes:
         Args:
             names: of the tensors.
             rank: of the client.
-            at_most: in the round in which it is longest: to a client that holds nothing, and with the whole change of
-                every frozen layer where that is carried beside the pairs.
+            at_most: in the last round of the run, in which it is longest: to a client that holds nothing, and, where
+                pairs are carried, with those of all clients of all rounds before, or with the whole change of every
+                frozen layer if that is shorter.
         """
-        form = Form(rank, "dense" if at_most and self.wire.received else 0)
-        if self._pairs is not None and form.rows:
-            names = self._pairs.with_carried(tuple(names))
-        tensors = self._forms.narrowed(self.values(names), form)
         encoded = self._codec.whole_download if at_most else self._codec.first_download
-        return len(encoded(tensors, self._forms.spec_of(form)))
+        lengths = []
+        for rows in self._carried() if at_most else (0,):
+            form = Form(rank, rows)
+            of_form = self._pairs.with_carried(tuple(names)) if self._pairs is not None and rows else names
+            tensors = self._forms.narrowed(self.values(of_form), form)
+            lengths.append(len(encoded(tensors, self._forms.spec_of(form))))
+        return min(lengths)
+
+    def _carried(self) -> list[int | Literal["dense"]]:
+        """What can be carried in the last round: of the forms that it can have the shortest is sent."""
+        if not self.wire.received:
+            return [0]
+        shapes = [self.wire.tensors[name].shape for name in self.wire.received]
+        space = max(shape[0] for name, shape in zip(self.wire.received, shapes, strict=True) if name.endswith("_A"))
+        rank = max(self.wire.tensors[f"{path}.lora_A"].shape[0] for path in paths_of(self.wire))
+        rows = space if self._num_pairs is None else (self._num_rounds - 1) * self._num_pairs * rank
+        return ["dense", rows] if rows < space else ["dense"]
 
     def _turns(self, names: Sequence[str]) -> list[list[str]]:
         """What travels of `names` in the turns of the factors."""

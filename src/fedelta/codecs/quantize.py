@@ -26,6 +26,7 @@ feedback; symmetric rounding by group is common practice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -45,6 +46,7 @@ from fedelta.settings import Settings
 _MOST_SCALES = 8192  # of a piece: with 64 numbers each two megabytes of float32; small pieces cost more calls
 _AT_ONCE = 131_072  # numbers of tensors of one shape in the same calls
 _LEAST_NORMAL = 2.0**-14  # of float16
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 Group = Literal["row"] | Annotated[int, Field(ge=8, le=65536)]
 Numbers = NDArray[np.float32]
@@ -111,24 +113,27 @@ class Integers(Settings):
         self, data: Mapping[str, memoryview], shapes: Mapping[str, tuple[int, ...]]
     ) -> tuple[Params, Tensor]:
         """What `unpack` gives for each tensor, and all of them one after the other, of which they are views."""
+        lengths = {shape: self._length(shape) for shape in {shapes[name] for name in data}}
         for name, body in data.items():
-            if (expected := self._length(shapes[name])) != len(body):
+            if (expected := lengths[shapes[name]]) != len(body):
                 problem = f"{len(body)} bytes for a tensor {shapes[name]} in {self.name}, expected {expected}"
                 raise PayloadError(f"`{name}`: {problem}.")
         sizes, memory = [prod(shapes[name]) for name in data], _Memory()
-        flat = torch.empty(sum(sizes))
-        parts = dict(zip(data, flat.split(sizes), strict=True))
+        flat, ends = np.empty(sum(sizes), np.float32), dict(zip(data, accumulate(sizes), strict=True))
         for names, shape in _alike({name: shapes[name] for name in data}):
+            size = prod(shape)
             if len(names) == 1:
                 rows = np.frombuffer(data[names[0]], np.uint8)[None]
-                self._read(names, rows, parts[names[0]].numpy()[None], shape, memory)
+                self._read(names, rows, flat[None, ends[names[0]] - size : ends[names[0]]], shape, memory)
                 continue
             rows = np.frombuffer(b"".join(data[name] for name in names), np.uint8).reshape(len(names), -1)
-            numbers = np.empty((len(names), prod(shape)), np.float32)
+            numbers = np.empty((len(names), size), np.float32)
             self._read(names, rows, numbers, shape, memory)
             for name, row in zip(names, numbers, strict=True):
-                parts[name].numpy()[:] = row
-        return {name: part.view(shapes[name]) for name, part in parts.items()}, flat
+                flat[ends[name] - size : ends[name]] = row
+        together = torch.from_numpy(flat)
+        parts = zip(data, together.split(sizes), strict=True)
+        return {name: part.view(shapes[name]) for name, part in parts}, together
 
     def _read(
         self, names: Sequence[str], rows: Bytes, numbers: Numbers, shape: tuple[int, ...], memory: _Memory
@@ -139,13 +144,16 @@ class Integers(Settings):
             middle, end = place + halves.num_bytes(piece.num_scales), place + self._num_bytes(piece)
             scales = halves.from_rows(names, rows[:, place:middle], self.largest).numpy()
             integers, part = rows[:, middle:end].view(np.int8), numbers[:, piece.start : piece.start + piece.numel]
+            unit = 1 if self.name == "int8" else 16  # what is in `part` are the integers times this
             if self.name == "int8":
                 part[:] = integers
-            else:  # the integers times 16
+            else:
                 _put_apart(integers, part, memory)
             if not scales.all():
                 _check_zeros(names, part, scales, piece)
-            factors = scales if self.name == "int8" else scales / 16
+            if scales.max() > _LARGEST_FLOAT / (self.largest + 1):  # -b - 1 may be beyond float32, unlike -b
+                _check_range(names, part, unit * self.largest)
+            factors = scales / unit
             for matrix, of_matrix in piece.matrices(part, factors):
                 np.multiply(matrix, of_matrix, out=matrix)
             place = end
@@ -292,3 +300,10 @@ def _check_zeros(names: Sequence[str], integers: Numbers, scales: Numbers, piece
         if (wrong := (matrix.any(piece.axis, keepdims=True) & (of_matrix == 0)).any((1, 2))).any():
             name = names[int(np.flatnonzero(wrong)[0])]
             raise PayloadError(f"`{name}`: a scale is zero, but not all of its integers are.")
+
+
+def _check_range(names: Sequence[str], integers: Numbers, largest: int) -> None:
+    """Raises a `PayloadError` if an integer [T, n] is below the least one, as -8 in four bits."""
+    if (wrong := integers.min(1) < -largest).any():
+        name = names[int(np.flatnonzero(wrong)[0])]
+        raise PayloadError(f"`{name}`: an integer is below the least one, and with its scale beyond float32.")

@@ -25,6 +25,7 @@ _PLAIN = {
     "a valid tuple": "a list",
     "a valid dictionary": "a table",
     "Tuple should have at least 1 item after validation, not 0": "at least one entry",
+    "a valid list": "a list",
 }
 
 
@@ -41,8 +42,7 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
     for error in errors:
         path, parent, annotation = _locate(section, value, error["loc"], root)
         kind, entry = error["type"], error["input"]
-        expectation = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        expectation = _PLAIN.get(expectation, expectation)
+        expectation = _expectation(error)
         if kind == "extra_forbidden":
             explained[path] = unknown_key(path.rpartition(".")[2], path.rpartition(".")[0], parent)
         elif kind == "missing":
@@ -61,6 +61,13 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
             explained[path] += f" or {expectation}"
     # Of a value that may have several forms, what is wrong with a part of it says more than what other forms would be.
     return [text for path, text in explained.items() if not any(other.startswith(f"{path}.") for other in explained)]
+
+
+def _expectation(error: ErrorDetails) -> str:
+    if error["type"] == "too_short":
+        return f"a list with at least {error['ctx']['min_length']}"
+    expectation = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return _PLAIN.get(expectation, expectation)
 
 
 def _without_quotes(error: ErrorDetails) -> str:
