@@ -58,6 +58,7 @@ from fedelta.tasks.own_loss import NoTargets, OwnLoss
 from fedelta.tasks.targets import ReadTargets, TargetColumn, Targets, strata_of
 
 _ORIGIN = "the data"
+_MODELS = "a `torch.nn.Module`, a `Backbone`, a `ModelSource` or a name"
 _MAIN_INPUTS = {"text": "input_ids"}  # of all other modalities: pixel_values
 _READY = frozenset({"pixel_values", "input_ids"})
 
@@ -128,8 +129,7 @@ class Objects:
             InputError: model and data have forms that are unknown, or do not fit each other.
         """
         if not isinstance(self.model, nn.Module | Backbone | ModelSource | str):
-            expected = "a `torch.nn.Module`, a `Backbone`, a `ModelSource` or a name"
-            raise ModelError(f"`model` is {kind_of(self.model)}, expected {expected}.")
+            raise ModelError(f"`model` is {kind_of(self.model)}, expected {_MODELS}.")
         if self._reads_examples:
             return self._reading_backbone(config), self._splits(config)
         return _Ready(self, config).parts()
