@@ -236,3 +236,35 @@ def test_the_whole_model_of_a_run_of_an_object_is_said_to_be_had_in_python(tmp_p
     federate(tmp_path, strategy=fedelta.FedAvg(num_rounds=1))
     text = told("export", str(tmp_path / "run"), "--merged")
     assert "`Predictor.open(run, model=model)`, whose `module()` is the whole tuned model" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "here"),
+    [
+        ("client.learning_rate=0.1", "client.lr"),
+        ("strategy.rounds=3", "strategy.num_rounds"),
+        ("tuning.rank=3", "tuning.r"),
+    ],
+)
+def test_names_of_other_tools_are_told_with_ours(tmp_path: Path, override: str, here: str):
+    with pytest.raises(ConfigError, match=f"is unknown; here it is `{here}`"):
+        fedelta.load_config(write_small(tmp_path), [override])
+
+
+def test_a_misspelt_path_of_data_names_the_nearest(tmp_path: Path):
+    (tmp_path / "letters.csv").write_text("text,label\n")
+    problem = rf"'{tmp_path}/leters.csv' does not exist .*, did you mean '{tmp_path}/letters.csv'\?"
+    with pytest.raises(ConfigError, match=problem):
+        fedelta.load_config(write_small(tmp_path), [f"data.source={tmp_path}/leters.csv"])
+
+
+def test_what_is_no_configuration_is_told_with_what_makes_one(runs: Path):
+    (runs.parent / "mine.yaml").write_text("model: x\n")
+    for path, hint in (
+        ("mine.yaml", "expected a TOML file, such as the recipe `demo`; `fedelta new DATA` writes one"),
+        ("runs", "such as `fedelta new runs`"),
+        ("runs/demo", "it is a run: `fedelta resume runs/demo` goes on with it"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            fedelta.load_config(path)
+        assert hint in (caught.value.hint or "")

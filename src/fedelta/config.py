@@ -34,7 +34,7 @@ from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource
 from fedelta.plugins import refuse_missing
 from fedelta.privacy.settings import Privacy, adapted
-from fedelta.record.missing import RUNS, runs_in
+from fedelta.record.missing import RUNS, is_run, runs_in
 from fedelta.record.rundir import CONFIG, RunDirectory
 from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.settings import RuntimeSettings
@@ -60,6 +60,7 @@ WITHOUT_ADAPTER = ("model.adapter=",)
 
 _SECTION = re.compile(r"`\[?(\w+)")
 _IN_A_FILE = ("model", "data", "partition")
+_TOML = "expected a TOML file, such as the recipe `demo`; `fedelta new DATA` writes one for your data."
 _HINT = "`fedelta list` names what can be chosen; `--plugin FILE` adds methods of your own."
 
 
@@ -157,6 +158,13 @@ def _nearest_to(path: Path) -> str:
     )
 
 
+def _instead_of_folder(path: Path) -> str:
+    """What may have been meant by a folder in place of a configuration."""
+    if is_run(path):
+        return f"it is a run: `fedelta resume {path}` goes on with it, `{path / CONFIG}` is its configuration."
+    return f"{_TOML.removesuffix('for your data.')}for data, such as `fedelta new {path}`."
+
+
 def read_table(path: str | Path) -> Table:
     """The content of a TOML file, unchecked; of a recipe of the package if there is no file of this name.
 
@@ -172,11 +180,12 @@ def read_table(path: str | Path) -> Table:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         hint = _nearest_to(Path(path)) if isinstance(error, FileNotFoundError) else None
+        hint = _instead_of_folder(Path(path)) if isinstance(error, IsADirectoryError) else hint
         raise ConfigError([f"cannot be read: {error.strerror}"], origin=f"{path}", hint=hint) from error
     except RecursionError as error:
         raise ConfigError(["is too deep: expected a few levels of tables"], origin=f"{path}") from error
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and what Python says of 5,000 digits
-        raise ConfigError([f"is not TOML: {error}"], origin=f"{path}") from error
+        raise ConfigError([f"is not TOML: {error}"], origin=f"{path}", hint=_TOML) from error
     return table
 
 

@@ -16,6 +16,12 @@ from fedelta.settings.loading import INSTALLED
 from fedelta.settings.registry import Chosen, names_of
 
 _NUM_SHOWN = 200  # characters of a value
+# What other tools call a key.
+_SYNONYMS = {
+    "learning_rate": "lr", "epochs": "local_epochs", "num_epochs": "local_epochs", "num_train_epochs": "local_epochs",
+    "rounds": "num_rounds", "num_server_rounds": "num_rounds", "rank": "r", "bs": "batch_size", "nodes": "num_clients",
+    "clients": "num_clients", "num_supernodes": "num_clients", "num_partitions": "num_clients",
+}  # fmt: skip
 _ALMOST = 0.8  # similarity of a key that was misspelt rather than misplaced
 _NUM_NAMED = 4  # sections or methods that have a key
 # pydantic's words for types, in TOML's.
@@ -89,6 +95,8 @@ def unknown_key(key: str, parent: str, owner: type[Settings], root: type[Setting
     is_typo = parent and get_close_matches(key, keys, n=1, cutoff=_ALMOST)
     if names := places.pop(parent, []):
         advice = f"it is a key of `{parent}.name` = {', '.join(names[:_NUM_NAMED])}"
+    elif synonyms := places_of(_SYNONYMS.get(key, ""), root):
+        advice = f"here it is {' or '.join(f'`{place}.{_SYNONYMS[key]}`' for place in [*synonyms][:_NUM_NAMED])}"
     elif places and not is_typo:
         advice = f"it belongs in {' or '.join(f'`[{place}]`' for place in [*places][:_NUM_NAMED])}"
     else:
