@@ -83,13 +83,11 @@ def federate(
         RoundError: training failed; earlier rounds are kept.
     """
     _refuse_forms(config, loss, {"class_names": class_names, "head": head}, {"metrics": metrics, "on_round": on_round})
-    methods = {"tuning": tuning, "strategy": strategy, "client": client, "task": task, "partition": partition}
-    sections = {key: _section(key, value) for key, value in methods.items() if value is not None}
-    sections |= {} if codec is None else {"codec": _channel(codec)}
-    sections |= {} if seed is None else {"seed": _section("seed", seed)}
-    config = _with_cohort(config.model_copy(update=sections), clients)
+    given: dict[str, object] = {"tuning": tuning, "strategy": strategy, "client": client, "codec": _channel(codec)}
+    given |= {"task": task, "partition": partition, "seed": seed}
+    sections = {key: _section(key, value) for key, value in given.items() if value is not None}
     objects = Objects(model, clients, test, loss, processor, class_names, head, collate, metrics)
-    experiment = Experiment(config, objects, name="federate")
+    experiment = Experiment(_with_cohort(config.model_copy(update=sections), clients), objects, name="federate")
     if resume and _has_begun(out):
         return experiment.resume(out, on_round=on_round)
     return experiment.run(out, on_round=on_round)
@@ -130,10 +128,9 @@ def _refuse_forms(config: object, loss: object, lists: Mapping[str, object], fun
         raise InputError(problem, hint=hint)
 
 
-def _channel(codec: Channel | Codec | str) -> object:
-    if isinstance(codec, str | Channel | type):
-        return _section("codec", codec)
-    return _section("codec", Channel(down=codec, up=codec))
+def _channel(codec: Channel | Codec | str | None) -> object:
+    """The codec of both directions as a section, or what is none as it is."""
+    return codec if codec is None or isinstance(codec, str | Channel | type) else Channel(down=codec, up=codec)
 
 
 def _with_cohort(config: Config, clients: object) -> Config:

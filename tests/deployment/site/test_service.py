@@ -513,6 +513,6 @@ def test_what_a_site_leaves_out_stays_there_but_for_its_number(tmp_path: Path):
     assert "Smith" not in sent
     assert "scans" not in sent
     (listed,) = tmp_path.rglob("skipped.csv")
-    assert "training set,3,,it is not valid JSON" in listed.read_text()
+    assert 'training set,3,,"it is not valid JSON: ' in listed.read_text()
     assert "training set,9,," in listed.read_text()
     assert "Smith" not in listed.read_text()
