@@ -203,6 +203,7 @@ def test_details_that_do_not_fit_are_named(tmp_path, details, message):
         ({"class_names": ["a"], "counts": [[1, 2]]}, "`counts` of 'a' are not 1 whole numbers"),
         ({"class_names": ["a"], "counts": [[-1]]}, "`counts` of 'a' are not 1 whole numbers"),
         ({"class_names": ["a"], "counts": [[0.5]]}, "`counts` of 'a' are not 1 whole numbers"),
+        ({"class_names": ["a"], "counts": [[1]], "num_models": 0}, "`num_models` is 0, and should be a whole number"),
         ([1], "expected an object"),
     ],
 )

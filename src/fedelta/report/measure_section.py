@@ -89,7 +89,10 @@ def _parts(run: History, details: Details, prefix: str, *, folded: bool) -> Part
 
 def _matrix(confusion: Confusion, prefix: str) -> Picture:
     says = "Share of each answer among the examples of each true class"
-    note = _SHARES if _has_numbers(confusion) else ""
+    notes = [_SHARES] if _has_numbers(confusion) else []
+    if confusion.num_models > 1:
+        notes.append(f"Each of {confusion.num_models} models of clients answered all examples; counts are their sums.")
+    note = " ".join(notes)
     return picture(matrix(confusion), prefix, "Answers by true class", says=says, note=note)
 
 
