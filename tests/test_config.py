@@ -15,7 +15,6 @@ from fedelta.config import Config, load_config, parse_config
 from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.errors import ConfigError
 from fedelta.settings.explain import named_choices
-from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import FedProx
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora
@@ -122,7 +121,7 @@ def test_all_problems_are_in_one_message():
             {"client": {"schedule": {"name": "step", "after_rounds": [1, "x"]}}},
             "`client.schedule.after_rounds.1` is 'x', ",
         ),
-        ({"tuning": {"name": "head", "r": 4}}, "`tuning.r` is unknown; known: name"),
+        ({"tuning": {"name": "head", "r": 4}}, "`tuning.r` is unknown; it is a key of `tuning.name` = lora"),
         ({"seed": "7"}, "`seed` is '7', expected: a whole number, without quotes"),
         ({"seed": True}, "`seed` is true, expected: a whole number"),
         ({"strategy": {"server_lr": float("nan")}}, "`strategy.server_lr` is nan, expected: "),
@@ -280,6 +279,14 @@ def test_a_name_outside_of_any_section_is_one_unknown_key():
     assert problems_of(table(), ("name=demo",)) == (f"`name` is unknown; known: {', '.join(Config.model_fields)}",)
 
 
+@pytest.mark.parametrize("section", ["data", "partition", "tuning", "strategy", "client", "privacy", "runtime"])
+def test_every_key_of_a_section_that_stands_outside_of_it_is_said_to_belong_there(section: str):
+    for key in type(getattr(parse_config(table()), section)).model_fields.keys() - {"name", *Config.model_fields}:
+        (problem,) = problems_of(table(**{key: 1}))
+        assert problem.startswith(f"`{key}` is unknown; it belongs in `[")
+        assert f"`[{section}]`" in problem
+
+
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
@@ -289,7 +296,7 @@ def test_a_name_outside_of_any_section_is_one_unknown_key():
         ("seed.x=3", "`--set seed.x=3`: `seed` is a value, not a section"),
         (
             "strategy.phi=4",
-            "`strategy.phi` is unknown; known: " + ", ".join(FedAvg.model_fields),
+            "`strategy.phi` is unknown; it is a key of `strategy.name` = fedlama, fedlama-auto",
         ),
         ("strategy.num_rounds=two", "`strategy.num_rounds` is 'two', expected: a whole number"),
     ],

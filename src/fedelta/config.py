@@ -11,6 +11,7 @@ import copy
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -33,6 +34,7 @@ from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource
 from fedelta.plugins import refuse_missing
 from fedelta.privacy.settings import Privacy, adapted
+from fedelta.record.missing import RUNS, is_run, runs_in
 from fedelta.record.rundir import CONFIG, RunDirectory
 from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.settings import RuntimeSettings
@@ -58,6 +60,7 @@ WITHOUT_ADAPTER = ("model.adapter=",)
 
 _SECTION = re.compile(r"`\[?(\w+)")
 _IN_A_FILE = ("model", "data", "partition")
+_TOML = "expected a TOML file, such as the recipe `demo`; `fedelta new DATA` writes one for your data."
 _HINT = "`fedelta list` names what can be chosen; `--plugin FILE` adds methods of your own."
 
 
@@ -134,9 +137,32 @@ def _recipe(name: Path) -> Path | None:
     """The recipe of the package that is called `name`; None if there is none, or a file of this name."""
     if name.exists() or name.suffix or len(name.parts) != 1:
         return None
-    # In a wheel they are inside of the package, in a source tree beside it.
-    folders = (Path(__file__).with_name("recipes"), Path(__file__).parents[2] / "recipes")
-    return next((file for folder in folders if (file := folder / f"{name}.toml").is_file()), None)
+    return next((file for folder in _recipe_folders() if (file := folder / f"{name}.toml").is_file()), None)
+
+
+def _recipe_folders() -> tuple[Path, Path]:
+    """Where recipes are: in a wheel inside of the package, in a source tree beside it."""
+    return Path(__file__).with_name("recipes"), Path(__file__).parents[2] / "recipes"
+
+
+def _nearest_to(path: Path) -> str:
+    """What may have been meant by a path where there is nothing."""
+    recipes = sorted({file.stem for folder in _recipe_folders() for file in folder.glob("*.toml")})
+    files = {str(file): file.name for file in sorted(path.parent.glob("*.toml"))} if path.parent.is_dir() else {}
+    names = {**files, **{recipe: recipe for recipe in recipes}, **{str(run): run.name for run in runs_in(RUNS)}}
+    close = [name for name, short in names.items() if get_close_matches(path.name, [short], n=1)]
+    if close:
+        return f"did you mean {' or '.join(map(repr, close[:3]))}?"
+    return (
+        f"looked in {str(path.absolute().parent)!r}; recipes that come with fedelta are {', '.join(recipes[:4])}, ..."
+    )
+
+
+def _instead_of_folder(path: Path) -> str:
+    """What may have been meant by a folder in place of a configuration."""
+    if is_run(path):
+        return f"it is a run: `fedelta resume {path}` goes on with it, `{path / CONFIG}` is its configuration."
+    return f"{_TOML.removesuffix('for your data.')}for data, such as `fedelta new {path}`."
 
 
 def read_table(path: str | Path) -> Table:
@@ -153,11 +179,13 @@ def read_table(path: str | Path) -> Table:
         # Some editors write a byte order mark, which TOML does not allow.
         table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ConfigError([f"cannot be read: {error.strerror}"], origin=f"{path}") from error
+        hint = _nearest_to(Path(path)) if isinstance(error, FileNotFoundError) else None
+        hint = _instead_of_folder(Path(path)) if isinstance(error, IsADirectoryError) else hint
+        raise ConfigError([f"cannot be read: {error.strerror}"], origin=f"{path}", hint=hint) from error
     except RecursionError as error:
         raise ConfigError(["is too deep: expected a few levels of tables"], origin=f"{path}") from error
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and what Python says of 5,000 digits
-        raise ConfigError([f"is not TOML: {error}"], origin=f"{path}") from error
+        raise ConfigError([f"is not TOML: {error}"], origin=f"{path}", hint=_TOML) from error
     return table
 
 

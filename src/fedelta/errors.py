@@ -120,6 +120,17 @@ def listed(items: Sequence[object], limit: int = 5) -> str:
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
 
 
+def kind_of(value: object) -> str:
+    """What a value is, for messages.
+
+    >>> kind_of(3), kind_of(int), kind_of(None)
+    ('int', 'the class int', 'None')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "None" if value is None else type(value).__name__
+
+
 def text_of(error: BaseException) -> str:
     """The message of any exception; a plain sentence where it has none that can be shown."""
     try:

@@ -20,7 +20,7 @@ from fedelta.config import Config, check_config, load_config, read_table
 from fedelta.continuing import amendment_of, other_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Name
-from fedelta.errors import InputError, RunError
+from fedelta.errors import InputError, RunError, kind_of
 from fedelta.evaluation import evaluate_adapter
 from fedelta.imports import collector_paused
 from fedelta.inference.objects import Transform
@@ -133,7 +133,14 @@ class Experiment:
         data: FederatedData | None = None,
         name: str = "experiment",
     ) -> None:
+        if not isinstance(config, Config):
+            raise InputError(f"`config` is {kind_of(config)}, expected a `fedelta.Config`.", hint="`fedelta.Config()`")
         if objects is not None:
+            if not isinstance(objects, Objects):
+                raise InputError(
+                    f"`objects` is {kind_of(objects)}, expected `fedelta.Objects`.",
+                    hint="`fedelta.Objects(model, clients, test)`",
+                )
             objects = objects.unwrapped
             config = objects.named_in(config)
         elif backbone is not None:

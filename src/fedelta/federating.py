@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -28,7 +28,7 @@ from fedelta.data.division import Partitioner
 from fedelta.data.given import Collate
 from fedelta.data.objects import by_client
 from fedelta.engine.work import ClientSettings
-from fedelta.errors import InputError
+from fedelta.errors import InputError, kind_of
 from fedelta.experiment import Experiment, Result
 from fedelta.models.hub import Backbone
 from fedelta.models.objects import Loss, Processor
@@ -82,12 +82,12 @@ def federate(
         InputError: something given cannot be used; no run directory is left behind.
         RoundError: training failed; earlier rounds are kept.
     """
-    methods = {"tuning": tuning, "strategy": strategy, "client": client, "task": task, "partition": partition}
-    sections = {key: _section(key, value) for key, value in methods.items() if value is not None}
-    sections |= ({} if codec is None else {"codec": _channel(codec)}) | ({} if seed is None else {"seed": seed})
-    config = _with_cohort(config.model_copy(update=sections), clients)
+    _refuse_forms(config, loss, {"class_names": class_names, "head": head}, {"metrics": metrics, "on_round": on_round})
+    given: dict[str, object] = {"tuning": tuning, "strategy": strategy, "client": client, "codec": _channel(codec)}
+    given |= {"task": task, "partition": partition, "seed": seed}
+    sections = {key: _section(key, value) for key, value in given.items() if value is not None}
     objects = Objects(model, clients, test, loss, processor, class_names, head, collate, metrics)
-    experiment = Experiment(config, objects, name="federate")
+    experiment = Experiment(_with_cohort(config.model_copy(update=sections), clients), objects, name="federate")
     if resume and _has_begun(out):
         return experiment.resume(out, on_round=on_round)
     return experiment.run(out, on_round=on_round)
@@ -105,15 +105,32 @@ def _section(key: str, value: object) -> object:
     Raises:
         ConfigError: it is something else.
     """
-    section = section_called(key, value) if isinstance(value, str) else value
+    section = section_called(key, value) if isinstance(value, str) and key != "seed" else value
     checked_section(key, section)
     return section
 
 
-def _channel(codec: Channel | Codec | str) -> object:
-    if isinstance(codec, str | Channel):
-        return _section("codec", codec)
-    return _section("codec", Channel(down=codec, up=codec))
+def _refuse_forms(config: object, loss: object, lists: Mapping[str, object], functions: Mapping[str, object]) -> None:
+    """Refuses arguments of another form than the one expected, which would fail late or do something else."""
+    problem, hint = "", None
+    if not isinstance(config, Config):
+        problem, hint = f"`config` is {kind_of(config)}, expected a `fedelta.Config`.", "`fedelta.Config()` is one."
+    for name, value in lists.items():
+        if isinstance(value, str):
+            problem, hint = f"`{name}` is the text {value!r}, expected a list of texts.", f"`{name}=[{value!r}]`."
+    for name, value in functions.items():
+        if value is not None and not callable(value):
+            problem = f"`{name}` is {kind_of(value)}, expected a function."
+    if isinstance(loss, type) or type(loss).__module__ == nn.CrossEntropyLoss.__module__:
+        problem = f"`loss` is {kind_of(loss)}, expected a function of the model and a batch."
+        hint = "the task has its loss already; of your own: `loss=lambda model, batch: ...`, a number for each row."
+    if problem:
+        raise InputError(problem, hint=hint)
+
+
+def _channel(codec: Channel | Codec | str | None) -> object:
+    """The codec of both directions as a section, or what is none as it is."""
+    return codec if codec is None or isinstance(codec, str | Channel | type) else Channel(down=codec, up=codec)
 
 
 def _with_cohort(config: Config, clients: object) -> Config:

@@ -1,4 +1,4 @@
-"""`data.on_error = "skip"`: images and recordings that cannot be read are left out, all else is unchanged."""
+"""`data.on_error = "skip"`: examples that cannot be read are left out, all else is unchanged."""
 
 import csv
 import json
@@ -21,6 +21,8 @@ from fedelta.errors import DataError
 from fedelta.models.source import ModelSource
 from fedelta.report.writing import write_report
 from fedelta.strategies.fedavg import FedAvg
+from fedelta.tasks.language import Language
+from fedelta.tasks.tokens import Tokens
 from fedelta.tuning.head import Head
 
 SIDE = 16
@@ -155,11 +157,106 @@ def test_deep_images_are_not_held_for_broken(tmp_path):
     assert not read(source(root, on_error="skip"), seed=0).skipped
 
 
-def test_texts_cannot_be_skipped(tmp_path):
-    table = tmp_path / "texts.csv"
-    table.write_text("text,label\nvery good,yes\nvery bad,no\nnot good,no\n")
-    with pytest.raises(DataError, match="holds texts"):
-        read(DataSource(source=str(table), on_error="skip"), seed=0)
+CSV = (
+    b"text,label,who\nvery good,1,a\nbad,0,b\nonly two,1\nsplit, comma,0,a\n,1,a\n"
+    b"not \xff\xfe utf,0,b\nfine,,a\nnice,1,\n"
+    b'"two\nlines",0,b\n\nbest,1,a\nworst,0,b\n'
+)
+GOOD_CSV = b'text,label,who\nvery good,1,a\nbad,0,b\n"two\nlines",0,b\nbest,1,a\nworst,0,b\n'
+LINES = (
+    b'{"text": "very good", "label": 1, "who": "a"}\n{"text": "brok\n[1, 2]\n{"text": "x\xff", "label": 1}\n'
+    b'{"text": null, "label": 1, "who": "a"}\n{"text": "fine", "label": null, "who": "a"}\n'
+    b'{"text": "bad", "label": 0, "who": "b"}\r\n{"text": "\\u00e9", "label": 1, "who": "b"}\n'
+    b'{"text": "best", "label": 1, "who": "a"}\n{"text": "worst", "label": 0, "who": "b"}\n'
+)
+GOOD_LINES = (
+    b'{"text": "very good", "label": 1, "who": "a"}\n{"text": "bad", "label": 0, "who": "b"}\n'
+    b'{"text": "\\u00e9", "label": 1, "who": "b"}\n{"text": "best", "label": 1, "who": "a"}\n'
+    b'{"text": "worst", "label": 0, "who": "b"}\n'
+)
+REASONS = {
+    ".csv": {
+        2: "it has 2 of 3 columns", 3: "it has 4 of 3 columns", 4: "it has no text", 5: "its bytes are no UTF-8",
+        6: "it has no label in column 'label'", 7: "it has no client in column 'who'",
+    },
+    ".jsonl": {
+        1: "it is not valid JSON: unterminated string starting at, character 10 of the line",
+        2: "it is a JSON list, no object", 3: "its bytes are no UTF-8", 4: "it has no text",
+        5: "it has no label in column 'label'",
+    },
+}  # fmt: skip
+
+
+def table_source(path: Path, **settings: object) -> DataSource:
+    return DataSource(source=str(path), client_column="who", **settings)
+
+
+@pytest.mark.parametrize(("suffix", "broken", "good"), [(".csv", CSV, GOOD_CSV), (".jsonl", LINES, GOOD_LINES)])
+def test_rows_of_a_table_that_cannot_be_read_are_left_out_and_the_others_are_those_of_a_good_table(
+    tmp_path, suffix, broken, good
+):
+    (tmp_path / f"broken{suffix}").write_bytes(broken)
+    (tmp_path / f"good{suffix}").write_bytes(good)
+    raw = read(table_source(tmp_path / f"broken{suffix}", on_error="skip"), seed=0)
+    expected = read(table_source(tmp_path / f"good{suffix}"), seed=0)
+    assert {each.row: each.reason for each in raw.skipped} == REASONS[suffix]
+    for ours, theirs in ((raw.train, expected.train), (raw.test, expected.test)):
+        assert ours.dataset[:] == theirs.dataset[:]
+        assert ours.dataset.features == theirs.dataset.features
+        rows = torch.arange(len(ours))
+        assert torch.equal(ours.targets.fetch(rows), theirs.targets.fetch(rows))
+    with pytest.raises(DataError, match=r"(?s)cannot be read.*hint: .*--on-error skip"):
+        read(table_source(tmp_path / f"broken{suffix}"), seed=0)
+
+
+def test_a_quotation_mark_that_is_not_closed_is_told_with_the_lines_that_it_swallows(tmp_path):
+    path = tmp_path / "letters.csv"
+    path.write_text('text,label,who\ngood,1,a\nbad,0,b\nfine,1,a\n"open,0,b\nlost,1,a\nlost too,0,b\n')
+    (skipped,) = read(table_source(path, on_error="skip"), seed=0).skipped
+    assert skipped.reason == "it has 1 of 3 columns over 3 lines, as a quotation mark is not closed"
+
+
+def test_a_file_that_is_no_table_of_lines_is_refused_as_ever(tmp_path):
+    path = tmp_path / "letters.jsonl"
+    path.write_text("Dear Sir,\nthank you.\n")
+    with pytest.raises(DataError, match="expected one object per row"):
+        read(table_source(path, on_error="skip"), seed=0)
+
+
+def test_broken_lines_are_found_in_each_of_several_files_and_splits(tmp_path):
+    for name, content in (("train", CSV), ("test", GOOD_CSV + b"bad line\n")):
+        (tmp_path / f"{name}.csv").write_bytes(content)
+    raw = read(table_source(tmp_path, on_error="skip"), seed=0)
+    assert [(each.set, each.row) for each in raw.skipped] == [("training set", row) for row in REASONS[".csv"]] + [
+        ("test set", 5)
+    ]
+    one = tmp_path / "one"
+    one.mkdir()
+    rows = [f"{text},{label},{split}" for split in ("train", "test") for text, label in (("good", 1), ("bad", 0))]
+    (one / "all.csv").write_text("\n".join(["text,label,split", *rows, "lonely", ""]))
+    (skipped,) = read(DataSource(source=str(one), on_error="skip"), seed=0).skipped
+    assert (skipped.set, skipped.row) == ("training set", 2)
+
+
+def test_dialogues_and_words_that_cannot_be_learned_from_are_left_out(tmp_path):
+    pairs = [{"prompt": "How many?", "response": answer} for answer in ("Two.", "", "Three.", None, "Four.")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    raw = read(DataSource(source=str(tmp_path / "pairs.jsonl"), on_error="skip"), seed=0, task=Language())
+    assert {each.row: each.reason for each in raw.skipped} == dict.fromkeys((1, 3), "it has an empty response")
+    tagged = [(["a", "b"], ["X", "Y"]), ([], []), (["a"], ["X", "Y"]), (["b"], ["Y"]), (["a"], ["X"])]
+    rows = [{"words": words, "tags": tags} for words, tags in tagged]
+    (tmp_path / "tags.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = read(DataSource(source=str(tmp_path / "tags.jsonl"), on_error="skip"), seed=0, task=Tokens())
+    assert {each.row: each.reason for each in raw.skipped} == {
+        1: "it has no words", 2: "it has another number of words than of tags",
+    }  # fmt: skip
+
+
+def test_a_client_that_loses_all_its_rows_is_an_error_and_a_missing_label_is_no_class(tmp_path):
+    path = tmp_path / "letters.csv"
+    path.write_text("text,label,who\ngood,1,a\nbad,0,a\nfine,1,a\n,0,b\nlone,,a\n")
+    with pytest.raises(DataError, match="1 problem in the training set:\n  - nothing is left of client 'b'"):
+        read(table_source(path, on_error="skip"), seed=0)
 
 
 def test_the_commands_take_a_flag(tmp_path):

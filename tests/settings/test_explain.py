@@ -110,5 +110,19 @@ def test_names_are_those_of_the_registries_or_of_the_one_class():
 
 
 def test_an_unknown_key_names_the_nearest_or_all():
-    assert unknown_key("widht", "", Drawing) == "`widht` is unknown; did you mean `width`?"
-    assert unknown_key("colour", "drawing", Drawing) == "`drawing.colour` is unknown; known: shape, width, weights"
+    assert unknown_key("widht", "", Drawing, Drawing) == "`widht` is unknown; did you mean `width`?"
+    known = "`drawing.colour` is unknown; known: shape, width, weights"
+    assert unknown_key("colour", "drawing", Drawing, Drawing) == known
+
+
+def test_a_key_of_another_section_or_method_is_said_to_belong_there():
+    assert unknown_key("radius", "", Drawing, Drawing) == (
+        "`radius` is unknown; it belongs in `[shape]` or `[shape.corner]`"
+    )
+    assert unknown_key("radius", "shape", Square, Drawing) == (
+        "`shape.radius` is unknown; it is a key of `shape.name` = circle, ball"
+    )
+
+
+def test_a_class_in_place_of_an_object_is_named():
+    assert explained("shape", Square) == ["`shape` is the class Square, expected an object: `Square()`"]

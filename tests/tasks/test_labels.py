@@ -14,7 +14,7 @@ REGRESSION = (
     '; to predict numbers, set `task.name` = "regression"; if these are class numbers, write them without a decimal '
     "point"
 )
-GIVE = "; label them, or move them to another file"
+GIVE = '; label them, move them to another file, or leave them out (`data.on_error = "skip"`)'
 TEXTS = "; values of several types cannot be sorted: write all of them as texts"
 CONVERT = "; convert the column to one of these"
 

@@ -22,6 +22,7 @@ from fedelta.data.given import (
     Collate,
     Table,
     TableInputs,
+    checked,
     in_numbers,
     joined,
     refuse_other_columns,
@@ -30,7 +31,7 @@ from fedelta.data.given import (
 from fedelta.data.hugging_face import ids_of, labelled_by_client
 from fedelta.data.objects import Reading, by_client, in_order
 from fedelta.data.partition import Natural
-from fedelta.errors import DataError, ModelError, refuse
+from fedelta.errors import DataError, ModelError, kind_of, refuse
 from fedelta.modalities.dialogues import IGNORED
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
@@ -57,6 +58,7 @@ from fedelta.tasks.own_loss import NoTargets, OwnLoss
 from fedelta.tasks.targets import ReadTargets, TargetColumn, Targets, strata_of
 
 _ORIGIN = "the data"
+_MODELS = "a `torch.nn.Module`, a `Backbone`, a `ModelSource` or a name"
 _MAIN_INPUTS = {"text": "input_ids"}  # of all other modalities: pixel_values
 _READY = frozenset({"pixel_values", "input_ids"})
 
@@ -127,10 +129,7 @@ class Objects:
             InputError: model and data have forms that are unknown, or do not fit each other.
         """
         if not isinstance(self.model, nn.Module | Backbone | ModelSource | str):
-            raise ModelError(
-                f"`model` is {type(self.model).__name__}, expected a `torch.nn.Module`, a `Backbone`, a `ModelSource` "
-                "or a name.",
-            )
+            raise ModelError(f"`model` is {kind_of(self.model)}, expected {_MODELS}.")
         if self._reads_examples:
             return self._reading_backbone(config), self._splits(config)
         return _Ready(self, config).parts()
@@ -215,7 +214,8 @@ class _Ready:
             beside = (label or train.label, self.config.data.client)
             train, test = (side_by_side(table, beside=beside) for table in (train, test))
         columns, backbone = self._model(train, label)
-        inputs = [TableInputs(table, columns) for table in (train, test)]
+        made = TableInputs if self.objects.loss is not None else checked  # a loss of one's own may mask what is missing
+        inputs = [made(table, columns) for table in (train, test)]
         class_names = in_texts or self._class_names(train, backbone, inputs[0])
         read = self._targets((train, test), label, class_names)
         if rows is None:

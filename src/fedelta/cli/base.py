@@ -44,7 +44,7 @@ Plugins = Annotated[
 ]
 OnErrors = Annotated[
     OnError | None,
-    typer.Option("--on-error", help="of broken images and recordings: skip leaves them out (`data.on_error`)"),
+    typer.Option("--on-error", help="of examples that cannot be read: skip leaves them out (`data.on_error`)"),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar and no table")]
 

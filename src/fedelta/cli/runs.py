@@ -117,7 +117,8 @@ def compare(  # noqa: PLR0917 the command line's, all options
         typer.Option(help="its directory; default runs/compare-<name of CONFIG>, or that of its compare.toml"),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="runs side by side; default as many as cores and memory allow")
+        int | None,
+        typer.Option(min=1, help="runs side by side; default as many as cores and memory allow, or one on each GPU"),
     ] = None,
     plugin: Plugins = None,
     quiet: Quiet = False,

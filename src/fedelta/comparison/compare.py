@@ -68,7 +68,7 @@ def compare(
             values. An axis replaces one with the same name in the file; others follow those of the file.
         out: the directory of the comparison; see `default_out`.
         overrides: `section.key=value` strings, applied to the configuration before any axis.
-        processes: number of runs at a time; None: as many as cores and memory allow, 1 on a GPU.
+        processes: number of runs at a time; None: as many as cores and memory allow, or one on each GPU.
         on_event: called with each event of a cell and the progress of the comparison.
 
     Returns:

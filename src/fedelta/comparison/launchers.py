@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import IO, Protocol
 
 from fedelta.comparison.directory import CellRun
 from fedelta.plugins import for_processes
+from fedelta.runtimes.settings import VISIBLE_GPUS, gpus
 
 # -P: a folder in the current directory with the name of a library must not replace it.
 _PYTHON = (sys.executable, "-P", "-m")
@@ -45,25 +47,54 @@ class Launcher(Protocol):
 def launcher_for(jobs: Sequence[CellRun]) -> Launcher:
     """Forked processes if that is safe, else new ones; safe means Linux without a GPU, which a fork cannot use."""
     uses_gpu = any(job.cell.config.runtime.torch_device() != "cpu" for job in jobs)
-    return Forked() if sys.platform == "linux" and not uses_gpu else Spawned()
+    return Forked() if sys.platform == "linux" and not uses_gpu else Spawned(gpus() if uses_gpu else ())
+
+
+def has_one_gpu(job: CellRun) -> bool:
+    """Whether a cell gets a GPU for itself: not if it runs on a CPU, or asks for several workers, which take all."""
+    runtime = job.cell.config.runtime
+    return runtime.torch_device() != "cpu" and runtime.workers in ("auto", 1)
 
 
 class Spawned:
-    """Starts new processes, each of which imports everything itself (worker.py)."""
+    """Starts new processes, each of which imports everything itself (worker.py).
 
-    def __init__(self) -> None:
+    Args:
+        names: of the GPUs; a cell sees one of them only, whose number of clients side by side then is that of any
+            other cell.
+    """
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._in_use = dict.fromkeys(names, 0)
 
     def start(self, job: CellRun) -> Poll:
         """See `Launcher.start`."""
+        gpu = min(self._in_use, key=lambda name: self._in_use[name], default=None) if has_one_gpu(job) else None
         with job.log.open("wb") as log:
             process = _open(
-                [*WORKER, str(job.path), str(job.failure), *for_processes()], stdout=log, stderr=subprocess.STDOUT
+                [*WORKER, str(job.path), str(job.failure), *for_processes()],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                environment={} if gpu is None else {VISIBLE_GPUS: gpu},
             )
         text = job.cell.config.to_toml().encode()
         _write(process, b"%d\n" % len(text) + text)
         self._processes.append(process)
-        return process.poll
+        return process.poll if gpu is None else self._using(gpu, process.poll)
+
+    def _using(self, gpu: str, poll: Poll) -> Poll:
+        """A `poll` of a process on this GPU, which frees it at its end."""
+        self._in_use[gpu] += 1
+        code: int | None = None
+
+        def freeing() -> int | None:
+            nonlocal code
+            if code is None and (code := poll()) is not None:
+                self._in_use[gpu] -= 1
+            return code
+
+        return freeing
 
     def stop(self) -> None:
         """See `Launcher.stop`."""
@@ -145,14 +176,19 @@ class _Server:
 
 
 def _open(
-    command: Sequence[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes], pass_fds: tuple[int, ...] = ()
+    command: Sequence[str],
+    *,
+    stdout: int | IO[bytes],
+    stderr: int | IO[bytes],
+    pass_fds: tuple[int, ...] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603
         command,
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=stderr,
-        env=os.environ | _ENVIRONMENT,
+        env={**os.environ, **_ENVIRONMENT, **environment},
         pass_fds=pass_fds,
         start_new_session=True,  # Ctrl-C must only reach the comparison, which ends its processes itself
     )

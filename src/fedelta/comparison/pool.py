@@ -14,11 +14,12 @@ from typing import Literal
 
 from fedelta.comparison.claims import Claims
 from fedelta.comparison.directory import CellRun
-from fedelta.comparison.launchers import Poll, launcher_for
+from fedelta.comparison.launchers import Poll, has_one_gpu, launcher_for
 from fedelta.comparison.memory import fits
 from fedelta.machine import available_bytes, available_cores
 from fedelta.record.files import Record
 from fedelta.record.rundir import RunDirectory
+from fedelta.runtimes.settings import gpus
 
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0  # between looks at what other processes have claimed
@@ -67,7 +68,7 @@ def run_jobs(
         jobs: the unfinished ones.
         claims: which jobs others run; those are left to them.
         waits: whether to wait for the jobs that others still run at the end.
-        processes: number of processes at a time; None: as many as cores and memory allow, 1 on a GPU.
+        processes: number of processes at a time; None: as many as cores and memory allow, or one on each GPU.
         highest_peak: memory in bytes of the largest cell so far; 0 if none has run.
     """
     waiting, workers, next_look = list(jobs), list[_Worker](), 0.0
@@ -105,10 +106,11 @@ def run_jobs(
 
 
 def default_processes(jobs: Sequence[CellRun]) -> int:
-    """The number of cores; 1 if a cell runs on a GPU, which all processes would share."""
-    if any(job.cell.config.runtime.torch_device() != "cpu" for job in jobs):
-        return 1
-    return available_cores()
+    """The number of cores or, if cells run on GPUs, of GPUs, of which each cell gets one; 1 if a cell takes all."""
+    on_gpu = [job for job in jobs if job.cell.config.runtime.torch_device() != "cpu"]
+    if not on_gpu:
+        return available_cores()
+    return len(gpus()) if all(map(has_one_gpu, on_gpu)) else 1
 
 
 def _has_room(workers: Sequence[_Worker], most: int, highest_peak: int, *, limited: bool) -> bool:

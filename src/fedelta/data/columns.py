@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from fedelta.data.values import values_of
@@ -87,11 +88,7 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
         DataError: a column is missing, or several are possible; lists all problems and columns.
     """
     names = dataset.column_names
-    problems = [
-        f"no column {name!r} (`data.{key}`), the columns are {listed(names, 20)}"
-        for key, name in named.with_keys
-        if name not in names
-    ]
+    problems = [no_column(name, f"data.{key}", names) for key, name in named.with_keys if name not in names]
     if named.dialogue:
         key = next(iter(named.dialogue))
         problems.append(f"`data.{key}_column` is set, but task {task.name!r} reads no dialogues; leave it out")
@@ -115,6 +112,18 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
     refuse(origin, problems, hint=hint)
     ((name, modality),) = candidates.items()
     return Columns(tuple(labels), name, named.client, modality)
+
+
+def no_column(name: str, key: str, names: Sequence[str]) -> str:
+    """The message for a column that a table does not have; names the nearest one.
+
+    >>> no_column("Label", "data.label_column", ["text", "label"])
+    "no column 'Label' (`data.label_column`), the columns are 'text', 'label'; did you mean 'label'?"
+    """
+    folded = {other.casefold().strip(): other for other in names}
+    nearest = get_close_matches(name.casefold().strip(), folded, n=1)
+    advice = f"; did you mean {folded[nearest[0]]!r}?" if nearest else ""
+    return f"no column {name!r} (`{key}`), the columns are {listed(names, 20)}{advice}"
 
 
 def input_keys(task: Task) -> str:
@@ -264,16 +273,21 @@ def missing_columns(test: Dataset, columns: Columns) -> list[str]:
     return [f"test set: no column {name!r} as in the training set, found {listed(names, 20)}" for name in absent]
 
 
-def unequal_lengths(dataset: Dataset, columns: Columns, what: str) -> list[str]:
-    """A message about rows whose lists of words and of targets have different lengths, if there are such rows."""
+def unequal_rows(dataset: Dataset, columns: Columns) -> list[int]:
+    """The rows whose lists of words and of targets have different lengths."""
     if columns.modality.name != "words" or any(name not in dataset.column_names for name in columns.labels):
         return []
     pairs = zip(values_of(dataset, columns.input), values_of(dataset, columns.labels[0]), strict=True)
-    wrong = [
+    return [
         row
         for row, (words, tags) in enumerate(pairs)
         if isinstance(words, list) and isinstance(tags, list) and len(words) != len(tags)
     ]
+
+
+def unequal_lengths(dataset: Dataset, columns: Columns, what: str) -> list[str]:
+    """A message about rows whose lists of words and of targets have different lengths, if there are such rows."""
+    wrong = unequal_rows(dataset, columns)
     if not wrong:
         return []
     names = f"{columns.input!r} and {columns.labels[0]!r}"

@@ -7,6 +7,7 @@ give them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedelta.data.columns import Columns, NamedColumns
+from fedelta.data.columns import Columns, NamedColumns, no_column
 from fedelta.errors import listed, refuse
 from fedelta.modalities.base import Inputs
 from fedelta.modalities.dialogues import IGNORED, StoredDialogues
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from pyarrow import Array
 
+logger = logging.getLogger("fedelta")
+
 DIALOGUE = "dialogue"  # the name of the joined column
 
 # Usual names of each part, in the order of preference.
@@ -35,6 +38,7 @@ _MESSAGES = ("messages", "conversations", "conversation")
 _TEXTS = ("text", "content")
 # What an instruction or a question may be about, in a column of its own.
 _SUBJECTS = ("input", "context")
+_LABELS = ("label", "labels", "class", "category", "target")  # usual names of what a classification predicts
 _KEYS = {"prompt": _PROMPTS, "response": _RESPONSES, "messages": _MESSAGES, "text": _TEXTS}
 
 
@@ -47,7 +51,7 @@ def dialogue_columns(dataset: Dataset, named: NamedColumns, *, origin: str) -> t
     names = dataset.column_names
     keys = {**named.dialogue, **{name: column for name, column in named.inputs.items() if name == "text"}}
     problems = [
-        f"no column {column!r} (`data.{key}_column`), the columns are {listed(names, 20)}"
+        no_column(column, f"data.{key}_column", names)
         for key, column in {**keys, **({"client": named.client} if named.client else {})}.items()
         if column not in names
     ]
@@ -76,6 +80,13 @@ def dialogue_columns(dataset: Dataset, named: NamedColumns, *, origin: str) -> t
         refuse(origin, [f"found {what if forms else 'no column of dialogues'} among {listed(names, 20)}; {_CHOICE}"])
     columns = tuple(str(name) for name in forms[0])
     refuse(origin, _no_messages(dataset, columns[0]) if columns == (found["messages"],) else [])
+    if columns == (found["text"],) and (labels := [name for name in names if name in _LABELS]):
+        logger.warning(
+            "column %r is learned as plain texts, and column %r is not used: if it holds what is to be predicted, set "
+            "`task.name` to 'classification'; if not, `data.text_column` says that it is meant so.",
+            columns[0],
+            labels[0],
+        )
     return _with_subject(columns, dataset) if not keys and columns == pair else columns
 
 

@@ -5,6 +5,8 @@ Local files are never cached in the user's home, and the names of folders above 
 
 from __future__ import annotations
 
+import itertools
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import distribution
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 EMBEDDED = "digits"
 NAMES = frozenset({EMBEDDED, "digit-scenes", "small-world", "small-notes"})
 AT_THE_SITES = "sites"
+_MOST_SEEN = 1000  # names in a folder among which the nearest is looked for
 _WORLD_ROWS = 200  # training rows of each of the eight clients of the small world
 # Files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
 _SAVED = ("state.json", "dataset_dict.json")
@@ -99,7 +102,17 @@ def missing_path(source: str) -> str | None:
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in TABLES
     if not looks_like_path or path.is_dir() or path.is_file():
         return None
-    return f"{source!r} does not exist (looked in {path.absolute().parent})"
+    return f"{source!r} does not exist (looked in {path.absolute().parent}){_nearest(path)}"
+
+
+def _nearest(path: Path) -> str:
+    """The name beside `path` that was probably meant, as the end of a sentence."""
+    try:
+        names = [beside.name for beside in itertools.islice(path.parent.iterdir(), _MOST_SEEN)]
+    except OSError:
+        return ""
+    close = get_close_matches(path.name, sorted(names), n=1)
+    return f", did you mean {str(path.with_name(close[0]))!r}?" if close else ""
 
 
 def _expanded(source: str) -> Path:
@@ -194,4 +207,5 @@ def _hub(name: str, subset: str | None) -> dict[str, Dataset]:
         except Exception as error:
             # As in `loading.py`: parsers raise errors of many types.
             reason = error.__cause__ or error
-            raise DataError(f"data source {name!r} cannot be read: {reason}", hint=HINT) from error
+            what = f"data source {name!r} cannot be read: it is no file or folder here"
+            raise DataError(f"{what}{_nearest(Path(name))}; from the hub: {reason}", hint=HINT) from error

@@ -40,6 +40,7 @@ class Table:
         class_names: of the labels, if the data name them.
         texts: columns of texts, in memory; not among the inputs of a module.
         is_frame: whether its columns are those of a pandas frame.
+        parts: of rows that were joined, whose they are and how many.
     """
 
     columns: Mapping[str, Tensor]
@@ -50,6 +51,7 @@ class Table:
     class_names: tuple[str, ...] = ()
     texts: Mapping[str, Texts] = field(default_factory=dict)
     is_frame: bool = False
+    parts: tuple[tuple[str, int], ...] = ()
 
     def __repr__(self) -> str:
         return f"Table({self.num_rows:,} rows of {listed(self.names)})"
@@ -100,10 +102,12 @@ class TableInputs:
     Args:
         table: has the columns.
         columns: name of an input to its column.
+        checks: whether values that are not finite are refused when they are fetched.
     """
 
     table: Table
     columns: Mapping[str, str]
+    checks: bool = False
 
     def __len__(self) -> int:
         return len(self.table)
@@ -112,7 +116,42 @@ class TableInputs:
         """The inputs of `rows` (int64, one axis); of NumPy's usual float64, in PyTorch's usual float32."""
         batch = self.table.fetch(rows)
         inputs = {name: batch[column] for name, column in self.columns.items()}
+        if self.checks:
+            for name, column in self.columns.items():
+                _refuse_not_finite(self.table, column, inputs[name], rows)
         return {name: value.float() if value.dtype == torch.float64 else value for name, value in inputs.items()}
+
+
+def checked(table: Table, columns: Mapping[str, str]) -> TableInputs:
+    """Some columns of a table as the inputs of a module, all of whose numbers are finite.
+
+    Columns in memory are checked here, others whenever rows of them are fetched.
+
+    Raises:
+        DataError: names the row, and whose it is.
+    """
+    for name in columns.values() if table.rows is None else ():
+        for rows in torch.arange(len(table)).split(_CHUNK_ROWS):
+            _refuse_not_finite(table, name, table.columns[name][rows], rows)
+    return TableInputs(table, columns, checks=table.rows is not None)
+
+
+def _refuse_not_finite(table: Table, name: str, values: Any, rows: Tensor) -> None:
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        return
+    wrong = ~values.isfinite().flatten(1).all(1) if values.dim() > 1 else ~values.isfinite()
+    if len(wrong) != len(rows) or not wrong.any():
+        return
+    place, row = "the data", int(rows[wrong.cpu()][0])
+    for whose, num_rows in table.parts:
+        place = whose
+        if row < num_rows:
+            break
+        row -= num_rows
+    raise DataError(
+        f"{place}: row {row} (from 0) holds NaN or infinity in column {name!r}, expected finite numbers.",
+        hint="fill in what is missing, or leave the row out.",
+    )
 
 
 def joined(tables: Sequence[Table], whose: Sequence[str]) -> Table:
@@ -126,11 +165,12 @@ def joined(tables: Sequence[Table], whose: Sequence[str]) -> Table:
         DataError: their columns differ.
     """
     refuse_other_columns(tables, whose)
-    first = tables[0]
+    parts = tuple((what, len(table)) for what, table in zip(whose, tables, strict=True))
+    first = replace(tables[0], parts=parts)
     num_rows = sum(map(len, tables))
     if any(table.rows is not None for table in tables):
         rows: Any = ConcatDataset([_rows_of(table) for table in tables])
-        return Table({}, first.names, num_rows, rows, first.collate, first.class_names)
+        return Table({}, first.names, num_rows, rows, first.collate, first.class_names, parts=parts)
     try:
         columns = {name: torch.cat([table.columns[name] for table in tables]) for name in first.columns}
     except RuntimeError as error:
@@ -189,7 +229,7 @@ def side_by_side(table: Table, *, beside: Sequence[str | None]) -> Table:
     """A frame's columns as one, [rows, columns] in float32, `beside` some that stay as they are.
 
     Raises:
-        DataError: one of them holds texts.
+        DataError: one of them holds texts, or numbers that are not finite.
     """
     names = [name for name in table.names if name not in beside]
     if texts := [name for name in names if name in table.texts]:
@@ -199,6 +239,7 @@ def side_by_side(table: Table, *, beside: Sequence[str | None]) -> Table:
         )
     if not names:
         return table
+    checked(table, {name: name for name in names})  # while they have names
     others = {name: table.columns[name] for name in table.columns if name not in names}
     columns = {_FEATURES: torch.stack([table.columns[name].float() for name in names], 1), **others}
     return replace(table, columns=columns, names=(_FEATURES, *(name for name in table.names if name in beside)))

@@ -15,6 +15,7 @@ from fedelta.data.stored import StoredColumn
 from fedelta.errors import refuse
 from fedelta.modalities.base import Modality
 from fedelta.modalities.stores import LEAVE_OUT, REPLACE, evenly_spaced
+from fedelta.modalities.turns import content_of
 
 logger = logging.getLogger("fedelta")
 
@@ -121,7 +122,7 @@ def _example(value: Any) -> str:
     if isinstance(value, dict) and "prompt" in value:
         value = value["prompt"]
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = value[0].get("content")
+        value = content_of(value[0])
     if isinstance(value, dict):
         content, path = value.get("bytes"), value.get("path")
         return repr("/".join(Path(path).parts[-3:])) if path else f"{len(content or b''):,} bytes"
@@ -139,7 +140,7 @@ def _target(value: Any) -> str:
     if isinstance(value, dict) and "response" in value:
         value = value["response"]
     if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
+        value = content_of(value[-1])
     return _short(value) if isinstance(value, str) else repr(value)
 
 

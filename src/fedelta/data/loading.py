@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedelta.data.broken_lines import marked, wrong_rows
 from fedelta.data.folders import Splits
 from fedelta.data.naming import SPLIT, Naming
 from fedelta.data.split_names import matching_splits, split_kind
@@ -62,7 +63,7 @@ def _load_files(splits: Mapping[str, Sequence[Path]], naming: Naming, examples_i
         folders = sorted({path.parent for path in paths})
         parts = []
         for folder in folders:
-            part = _load([path for path in paths if path.parent == folder])
+            part = _load([path for path in paths if path.parent == folder], naming.marks_broken and not examples_in)
             names = {*naming.paths_in, *([_FILE_NAME] if examples_in is not None else [])}
             parts.append(_paths_in_full(part, names, folder))
         rows[split] = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
@@ -84,6 +85,8 @@ def by_column(dataset: Dataset, naming: Naming) -> dict[str, Dataset] | None:
     if column is None:
         return None
     values = dataset[column][:]
+    for row in wrong_rows(dataset):  # a broken line names no split: it counts as one of the training set
+        values[row] = naming.train_split
     names = sorted({value for value in values if isinstance(value, str)})
     splits = [name for name in names if split_kind(name) is not None or name in {naming.train_split, naming.test_split}]
     if not matching_splits(names, naming.train_split):
@@ -119,15 +122,19 @@ def quiet_datasets() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _load(paths: Sequence[Path]) -> Dataset:
-    """The rows of some files of one kind."""
+def _load(paths: Sequence[Path], marks_broken: bool) -> Dataset:
+    """The rows of some files of one kind; of broken lines marks, if asked for."""
     if empty := [path for path in paths if path.stat().st_size == 0]:
         raise DataError(f"{str(empty[0])!r} is an empty file, expected a table")
     suffix = paths[0].suffix.lower()
     with tempfile.TemporaryDirectory(prefix="fedelta-", ignore_cleanup_errors=True) as place:
         links = [Path(place) / f"{number}{suffix}" for number in range(len(paths))]
-        for link, path in zip(links, paths, strict=True):
-            _link(link, path)
+        contents = marked(paths) if marks_broken else None
+        for number, (link, path) in enumerate(zip(links, paths, strict=True)):
+            if contents is None:
+                _link(link, path)
+            else:
+                link.write_text(contents[number], encoding="utf-8", newline="")
         try:
             return _loaded(TABLES[suffix], links, place)
         except Exception as error:
@@ -139,7 +146,8 @@ def _load(paths: Sequence[Path]) -> Dataset:
                 reason = reason.replace(str(link), str(path))
             _close_files(error)
             names = listed([str(path) for path in paths], 2)
-            raise DataError(f"data source {names} cannot be read: {reason}", hint=_HINT) from error
+            skip = "" if suffix == ".parquet" or marks_broken else _SKIP
+            raise DataError(f"data source {names} cannot be read: {reason}", hint=f"{_HINT}{skip}") from error
 
 
 def _close_files(error: BaseException) -> None:
@@ -178,6 +186,7 @@ def _link(link: Path, path: Path) -> None:
             shutil.copyfileobj(file, target)
 
 
+_SKIP = '; `data.on_error = "skip"`, `--on-error skip` of `fedelta run`, leaves out lines that are broken'
 _HINT = "expected a table in Parquet, CSV (UTF-8, with a header line), JSON or JSON Lines"
 
 

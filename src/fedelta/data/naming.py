@@ -24,6 +24,7 @@ class Naming:
         test_split: name of the test set.
         folders: `data.folders` (see `levels_in`); None: inferred.
         paths_in: columns of tables that hold file paths, relative to the folder of the table.
+        marks_broken: whether broken lines of tables are marked instead of refused (see `broken_lines.py`).
     """
 
     pattern: str | None = None
@@ -32,6 +33,7 @@ class Naming:
     test_split: str = "test"
     folders: str | None = None
     paths_in: tuple[str, ...] = ()
+    marks_broken: bool = False
 
     @property
     def fields(self) -> frozenset[str]:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from fedelta.data.clients import Name
 from fedelta.data.forms import are_rows, columns_of, is_column, is_frame, is_hugging_face
 from fedelta.data.given import LABELS, Collate, Table, Texts, by_name
-from fedelta.errors import DataError, listed
+from fedelta.errors import DataError, kind_of, listed
 
 if TYPE_CHECKING:
     import datasets
@@ -73,10 +73,10 @@ class Reading:
         elif are_rows(rows):
             table = self._of_rows(rows, what)
         else:
-            raise DataError(f"{what} are {_kind(rows)}, {_FORMS}.", hint=_hint(rows))
+            raise DataError(f"{what} are {kind_of(rows)}, {_FORMS}.", hint=_hint(rows))
         if not len(table):
             raise DataError(f"{what} have no rows, expected 1 or more.")
-        return table
+        return replace(table, parts=((what, len(table)),))
 
     def _of_rows(self, rows: Any, what: str) -> Table:
         """Rows that a data set makes one by one."""
@@ -153,12 +153,10 @@ def _is_array(value: object) -> bool:
     return isinstance(value, Tensor | np.ndarray)
 
 
-def _kind(rows: object) -> str:
-    return "None" if rows is None else type(rows).__name__
-
-
 def _hint(rows: object) -> str | None:
     """What to give instead of an unknown form."""
+    if isinstance(rows, type):
+        return f"make an object of it: `{rows.__name__}(...)`."
     if isinstance(rows, DataLoader):
         return "give its data set: `loader.dataset`; the batch size is `client.batch_size`."
     if isinstance(rows, IterableDataset) or callable(getattr(rows, "__iter__", None)):

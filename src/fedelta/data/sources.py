@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
+from fedelta.data.broken_lines import separated
 from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column, unequal_lengths
 from fedelta.data.dialogues import with_dialogues
 from fedelta.data.files import AT_THE_SITES, EMBEDDED, NAMES, missing_path
 from fedelta.data.folders import Splits
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
 from fedelta.data.sets import TEST, load_sets
-from fedelta.data.skipping import RENUMBERED, Skipped, screened
+from fedelta.data.skipping import RENUMBERED, Screening, Skipped, screened
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
 from fedelta.errors import DataError, listed, refuse
@@ -105,8 +106,9 @@ class DataSource(Settings):
         max_length: maximum number of tokens of a text; longer texts are cut, of dialogues the beginning of the prompt.
         max_train_examples: maximum number of training rows, drawn in equal shares of each class.
         max_test_examples: maximum number of test rows, drawn in equal shares of each class.
-        on_error: "stop": images or recordings that cannot be read are an error. "skip": they are left out before
-            anything is drawn, and listed in `skipped.csv` of the run; every file is then decoded once more.
+        on_error: "stop": examples that cannot be read are an error. "skip": images, recordings, texts and dialogues
+            that cannot be read, rows without a label or client, and broken lines of CSV and JSON Lines files are left
+            out before anything is drawn, and listed in `skipped.csv` of the run. Every file is then decoded once more.
         max_memory_mib: decoded images, and spectrograms, are kept in memory up to this many MiB for each of training
             and test set.
     """
@@ -220,8 +222,9 @@ class DataSource(Settings):
         """The meaning of names of files, folders and splits."""
         paths_in = tuple(column for column in (self.image_column, self.audio_column) if column is not None)
         return Naming(
-            self.file_pattern, self.test_files, self.train_split, self.test_split, self.folders, paths_in=paths_in
-        )
+            self.file_pattern, self.test_files, self.train_split, self.test_split, self.folders, paths_in=paths_in,
+            marks_broken=self.on_error == "skip",
+        )  # fmt: skip
 
     @property
     def client(self) -> str | None:
@@ -332,9 +335,12 @@ def read(
     """
     origin = f"data source {source.source!r}"
     train, test, splits = load_sets(source, origin, loaded)
+    train, broken = separated(train)
+    test, test_broken = (None, {}) if test is None else separated(test)
     named = source.named_columns if source.client else replace(source.named_columns, client=splits.client)
     train, test, columns = _with_columns(train, test, named, task, origin)
-    of_train, of_test = screened(train, test, columns, source.preparation if source.on_error == "skip" else None, task)
+    screening = Screening(source.preparation, task, columns) if source.on_error == "skip" else None
+    of_train, of_test = screened(train, test, screening, (broken, test_broken))
     train, test = of_train.dataset, None if of_test is None else of_test.dataset
     lacking = _lacking(train, test, columns)
     train_column = target_column(train, columns.labels, "training set")

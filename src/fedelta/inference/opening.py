@@ -73,7 +73,8 @@ class Opening:
             raise AdapterError(
                 f"adapter {str(directory)!r} does not name its base model"
                 + (", which was given as an object in Python." if _was_given(adapter) else "."),
-                hint="pass it: `Predictor.from_adapter(directory, model)`, or `Predictor.open(run, model=model)`.",
+                hint="pass it, in Python: `Predictor.from_adapter(directory, model)`, or "
+                "`Predictor.open(run, model=model)`, whose `module()` is the whole tuned model.",
             )
         task = adapter.task or Classification()
         new_names = tuple(self.class_names or ()) if task.has_classes else ()

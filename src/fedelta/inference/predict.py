@@ -35,6 +35,7 @@ from fedelta.models.objects import Processor
 from fedelta.models.source import ModelSource
 from fedelta.plugins import refuse_missing
 from fedelta.record import rundir
+from fedelta.record.missing import advice
 from fedelta.tasks.base import Answer, Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import answers_of
@@ -95,9 +96,14 @@ class Predictor:
         """
         path = Path(run)
         if not (path / rundir.CONFIG).is_file():
+            if not path.is_dir():
+                rundir.RunDirectory.open(path)
+            from_adapter = (
+                " An adapter alone is read by `Predictor.from_adapter`." * (path / "adapter_config.json").is_file()
+            )
             raise RunError(
                 f"{str(run)!r} is not a run directory: it has no `{rundir.CONFIG}`.",
-                hint="use the directory that `fedelta run` printed, or `Predictor.from_adapter`.",
+                hint=f"{advice(path)}{from_adapter}",
             )
         if not (path / rundir.ADAPTER).is_dir():
             raise RunError(
@@ -241,7 +247,11 @@ class Predictor:
         is_short = max(map(len, ids), default=0) + sampling.max_new_tokens > modality.context
         size = 1 if on_text is not None or is_short else BATCH_SIZE
         batches = (ids[start : start + size] for start in range(0, len(ids), size))
-        return [answer for batch in batches for answer in speaker.answers(batch, sampling, on_text)]
+        return [
+            answer
+            for number, batch in enumerate(batches)
+            for answer in speaker.answers(batch, sampling.of_batch(number), on_text)
+        ]
 
     def answers(self, example: Any) -> Iterator[Answer]:
         """Yields the answer of each exit, lowest first; each block runs when its answer is requested.

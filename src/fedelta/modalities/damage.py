@@ -1,16 +1,20 @@
-"""The check whether an image or a recording can be read, without a model: decodes it as it is later decoded."""
+"""The check whether an example can be read, without a model: a file is decoded as it is later decoded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from fedelta.modalities.audio import Recordings
+from fedelta.modalities.base import ExampleError
 from fedelta.modalities.image import Images
 from fedelta.modalities.pixels import decode_full_size, extremes, image_shape
 from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.modalities.spectrograms import needed_seconds
+from fedelta.modalities.text import Texts
+from fedelta.modalities.turns import problem_of
 from fedelta.modalities.value_range import common_range
 from fedelta.modalities.waveforms import decode_audio
+from fedelta.modalities.words import Words, words_of
 
 Check = Callable[[object, Preparation], None]
 
@@ -38,5 +42,42 @@ def check_recording(value: object, preparation: Preparation) -> None:
     decode_audio(value, needed_seconds(preparation.audio or AudioSettings()))
 
 
-CHECKS: Mapping[str, Check] = {Images.name: check_image, Recordings.name: check_recording}
-"""Name of a modality to its check; other modalities read no files."""
+def check_text(value: object, preparation: Preparation) -> None:  # noqa: ARG001 a `Check`
+    """Refuses a value that is no text, or one without letters.
+
+    Raises:
+        ExampleError: says so.
+    """
+    if not isinstance(value, str):
+        raise ExampleError("it has no text" if value is None else f"it is no text but {type(value).__name__}")
+    if not value.strip():
+        raise ExampleError("its text is empty")
+
+
+def check_words(value: object, preparation: Preparation) -> None:  # noqa: ARG001 a `Check`
+    """Refuses a value that is no list of words, or an empty one.
+
+    Raises:
+        ExampleError: says so.
+    """
+    if not words_of(value):
+        raise ExampleError("it has no words")
+
+
+def check_dialogue(value: object, preparation: Preparation) -> None:  # noqa: ARG001 a `Check`
+    """Refuses a value that is no dialogue to learn from.
+
+    Raises:
+        ExampleError: says what is wrong with it.
+    """
+    if problem := problem_of(value):
+        raise ExampleError(f"it {problem}")
+
+
+CHECKS: Mapping[str, Check] = {
+    Images.name: check_image,
+    Recordings.name: check_recording,
+    Texts.name: check_text,
+    Words.name: check_words,
+}
+"""Name of a modality to its check; dialogues have their own."""

@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from fedelta.errors import ModelError, refuse
 from fedelta.modalities.base import Certainty, Column, ColumnRule, ModelFiles
 from fedelta.modalities.settings import DialogueSettings, Preparation
-from fedelta.modalities.stores import REPLACE, in_chunks
+from fedelta.modalities.stores import LEAVE_OUT, REPLACE, in_chunks
 from fedelta.modalities.text import tokenizer_of
 from fedelta.modalities.turns import Messages, Template, ends_itself, problem_of
 
@@ -224,7 +224,7 @@ class Dialogues:
             problems += [f"row {number} {problem}" for number, problem in wrong.items() if problem]
             encoded += [Encoded([], [])] * len(values) if problems else self.encode(values)
             num_ended += 0 if problems else sum(map(ends_itself, values))
-        refuse(column.origin, problems, hint=REPLACE)
+        refuse(column.origin, problems, hint=LEAVE_OUT)
         empty = [int(column.numbers[row]) for row, each in enumerate(encoded) if not any(each.is_target[1:])]
         hint = NOTHING_LEFT if len(empty) == len(encoded) else REPLACE
         refuse(column.origin, [f"row {number} has no token to train on" for number in empty], hint=hint)

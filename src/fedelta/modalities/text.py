@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fedelta.errors import ModelError, listed, refuse
 from fedelta.modalities.base import Certainty, Column, ColumnRule, ModelFiles
 from fedelta.modalities.settings import Preparation
-from fedelta.modalities.stores import REPLACE, in_chunks
+from fedelta.modalities.stores import LEAVE_OUT, in_chunks
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -179,7 +179,7 @@ class Texts:
         empty = [number for number, length in zip(column.numbers.tolist(), lengths, strict=True) if length == 0]
         if empty:
             problem = f"{len(empty)} rows of column {column.name!r} hold no text: rows {listed(empty)}"
-            refuse(column.origin, [problem], hint=REPLACE)
+            refuse(column.origin, [problem], hint=LEAVE_OUT)
         return StoredTexts(torch.cat(chunks), torch.tensor(lengths).cumsum(0), self)
 
     def examples(self, examples: Sequence[Example], batch_size: int) -> Iterator[dict[str, Tensor]]:

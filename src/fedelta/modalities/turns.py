@@ -74,9 +74,9 @@ def _problem_of_messages(messages: Sequence[Any]) -> str | None:  # Any: any typ
             return f"has a message {number}{keys}, expected `role` and `content`"
         if message["role"] not in _ROLES:
             return f"has a message {number} of role {message['role']!r}, expected one of {', '.join(_ROLES)}"
-        if _content(message) is None:
+        if content_of(message) is None:
             return f"has a message {number} ({message['role']}) whose `content` is no text"
-    answers = [_content(message) for message in messages[1:] if message["role"] == _ASSISTANT]
+    answers = [content_of(message) for message in messages[1:] if message["role"] == _ASSISTANT]
     if not answers:
         is_lonely = any(message["role"] == _ASSISTANT for message in messages)
         return f"has no turn of the assistant{' but one that nothing comes before' if is_lonely else ''}"
@@ -85,7 +85,7 @@ def _problem_of_messages(messages: Sequence[Any]) -> str | None:  # Any: any typ
     return None
 
 
-def _content(message: Mapping[str, Any]) -> str | None:  # Any: as above
+def content_of(message: Mapping[str, Any]) -> str | None:  # Any: as above
     """The text of a message, which may come in parts; None if it has no text."""
     content = message.get("content")
     if isinstance(content, list):
@@ -100,7 +100,7 @@ def messages_of(value: Any) -> Messages | None:  # Any: any type that a file can
         return None
     if isinstance(value, Mapping):
         value = [{"role": "user", "content": value["prompt"]}, {"role": _ASSISTANT, "content": value["response"]}]
-    return [_message(message["role"], _content(message) or "") for message in value]
+    return [_message(message["role"], content_of(message) or "") for message in value]
 
 
 def _message(role: str, content: str) -> dict[str, str]:
@@ -122,7 +122,7 @@ def without_end(text: str) -> str:
 def ends_itself(value: Any) -> bool:  # Any: any type that a file can hold
     """Whether `without_end` takes something from the last text of a dialogue without problems."""
     last = value["response"] if isinstance(value, Mapping) else value
-    last = (_content(last[-1]) or "") if isinstance(last, list) else last
+    last = (content_of(last[-1]) or "") if isinstance(last, list) else last
     return bool(without_end(last) != last)
 
 

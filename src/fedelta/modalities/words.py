@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fedelta.errors import ModelError, listed, refuse
 from fedelta.modalities.base import Certainty, Column, ColumnRule, ModelFiles
 from fedelta.modalities.settings import Preparation
-from fedelta.modalities.stores import REPLACE, in_chunks
+from fedelta.modalities.stores import LEAVE_OUT, in_chunks
 from fedelta.modalities.text import Texts
 
 if TYPE_CHECKING:
@@ -163,11 +163,11 @@ class Words:
         """
         splits: list[Split] = []
         for rows in column.chunks():
-            splits += self.encode([_words(row) for row in rows])
+            splits += self.encode([words_of(row) for row in rows])
         empty = [number for number, split in zip(column.numbers.tolist(), splits, strict=True) if not len(split.starts)]
         if empty:
             problem = f"{len(empty)} rows of column {column.name!r} hold no words: rows {listed(empty)}"
-            refuse(column.origin, [problem], hint=REPLACE)
+            refuse(column.origin, [problem], hint=LEAVE_OUT)
         self._warn_of_cuts(column, splits)
         return StoredWords(_Ragged.of([s.ids for s in splits]), _Ragged.of([s.starts for s in splits]), self)
 
@@ -187,10 +187,10 @@ class Words:
             f"input {index}: "
             + ("an empty text" if isinstance(text, str) else f"not a {self.singular} but {type(text).__name__}")
             for index, text in enumerate(examples)
-            if not _words(text)
+            if not words_of(text)
         ]
         refuse(self.plural, problems)
-        texts = [_words(text) for text in examples]
+        texts = [words_of(text) for text in examples]
         return (self.transform(self.encode(chunk)) for chunk in in_chunks(texts, batch_size))
 
     def export_inputs(self, num: int, length: int, generator: Generator) -> dict[str, Tensor]:
@@ -202,7 +202,7 @@ class Words:
         return self.transform(self.encode([["a"] * self.texts.limit]))
 
 
-def _words(value: Any) -> list[str]:
+def words_of(value: Any) -> list[str]:
     """The words of a text, or of a list; none if it is something else; Any: any type that a file can hold."""
     if isinstance(value, str):
         return value.split()

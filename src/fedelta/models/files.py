@@ -29,7 +29,28 @@ def unreadable(source: str, error: Exception) -> ModelError:
             f"model {source!r} cannot be loaded: it contains custom code, which fedelta never runs.",
             hint="use a model of a family that is part of transformers, or convert the checkpoint to one.",
         )
+    if not_reached(error):
+        hint = (
+            f"where there is a network, `hf download {source} --local-dir FOLDER`, copy the folder and set "
+            "`model.source` to it; or check the spelling, and that HF_HUB_OFFLINE is not set."
+        )
+        return ModelError(
+            f"model {source!r} is no directory here, not in the hub's cache on this machine, and the hub cannot be "
+            "reached.",
+            hint=hint,
+        )
     return ModelError(f"model {source!r} cannot be loaded: {reason}", hint=_EXPECTED)
+
+
+def not_reached(error: BaseException) -> bool:
+    """Whether something was looked for on the hub, which cannot be reached."""
+    words = ("couldn't connect to", "offline mode", "cannot reach", "outgoing traffic has been disabled")
+    link: BaseException | None = error
+    while link is not None:
+        if any(word in str(link).lower() for word in words):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def check_configuration(source: str, place: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.models.failures import model_errors
+from fedelta.seeds import derive
 from fedelta.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class Sampling(Settings):
     top_p: float = Field(default=1.0, gt=0, le=1)
     stop: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
+
+    def of_batch(self, number: int) -> Sampling:
+        """The same for the batch of prompts with this number, from 0: what is drawn in each is independent."""
+        return self if number == 0 else self.model_copy(update={"seed": derive(self.seed, "answers", number)})
 
 
 @dataclass(frozen=True)

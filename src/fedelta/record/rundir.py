@@ -19,8 +19,7 @@ summary.json          written at the end
 confusion.json        the confusion matrix, if the task has classes; written at the end
 mistakes.json         a few test examples that the finished model answered wrongly, small images and beginnings of texts
                       among them; written at the end, not by deployments
-skipped.csv           images and recordings that could not be read and were left out, if there are any: set, row, file,
-                      reason
+skipped.csv           examples that could not be read and were left out, if there are any: set, row, file, reason
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            the cost of an answer at each exit, if the model has exits; written at the end
 personalization.json  measures of held-out clients before and after fine-tuning, written by `fedelta personalize`
@@ -50,6 +49,7 @@ from fedelta.plugins import refuse_missing
 from fedelta.record.checkpoint import OTHER_VERSION, Checkpoint
 from fedelta.record.files import JsonLines, Record, Seal, exclusive, read_json, to_json
 from fedelta.record.keys import KEY
+from fedelta.record.missing import advice
 from fedelta.record.status import read_status
 
 CONFIG = "config.toml"
@@ -162,15 +162,15 @@ class RunDirectory:
         """
         if not path.is_dir():
             problem = "is not a directory" if path.exists() else "does not exist"
-            raise RunError(f"run directory {str(path)!r} {problem}.")
+            where = "" if path.exists() else f" (looked in {str(path.absolute().parent)!r})"
+            raise RunError(f"run directory {str(path)!r} {problem}{where}.", hint=advice(path))
         missing = [name for name in REQUIRED if not (path / name).is_file()]
         if missing and (status := read_status(path)) is not None:
             said = f" ({status.state}: {status.text})" if status.text else f" ({status.state})"
             raise RunError(f"the deployment {str(path)!r} has no rounds yet{said}.", hint=status.hint or None)
         if missing:
             raise RunError(
-                f"{str(path)!r} is not a complete run directory: it lacks {', '.join(missing)}.",
-                hint="give the directory that `fedelta run` printed, the one that holds `config.toml`.",
+                f"{str(path)!r} is not a complete run directory: it lacks {', '.join(missing)}.", hint=advice(path)
             )
         if directories := [name for name in _FILES if (path / name).is_dir()]:
             raise RunError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
@@ -22,6 +23,7 @@ _ROWS_OF_WHOLE_MODELS = 1024  # likewise: with batch 64 16 lanes took 151 us a c
 _WITH_WORKERS = ("auto", "processes")
 RuntimeName = Literal["auto", "simulation", "processes", "flower"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -139,6 +141,13 @@ class RuntimeSettings(Settings):
 def _whole_models(scalars: int) -> int:
     """The number of models of so many scalars that are worth training together."""
     return max(1, min(_MOST_WHOLE_MODELS, _SCALARS_IN_LANES // scalars))
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, each as `CUDA_VISIBLE_DEVICES` of another process would name it."""
+    num = _num_gpus()
+    named = [name.strip() for name in os.environ.get(VISIBLE_GPUS, "").split(",") if name.strip()]
+    return tuple(named[:num]) if len(named) >= num else tuple(map(str, range(num)))
 
 
 def _num_gpus() -> int:

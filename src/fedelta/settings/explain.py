@@ -16,6 +16,14 @@ from fedelta.settings.loading import INSTALLED
 from fedelta.settings.registry import Chosen, names_of
 
 _NUM_SHOWN = 200  # characters of a value
+# What other tools call a key.
+_SYNONYMS = {
+    "learning_rate": "lr", "epochs": "local_epochs", "num_epochs": "local_epochs", "num_train_epochs": "local_epochs",
+    "rounds": "num_rounds", "num_server_rounds": "num_rounds", "rank": "r", "bs": "batch_size", "nodes": "num_clients",
+    "clients": "num_clients", "num_supernodes": "num_clients", "num_partitions": "num_clients",
+}  # fmt: skip
+_ALMOST = 0.8  # similarity of a key that was misspelt rather than misplaced
+_NUM_NAMED = 4  # sections or methods that have a key
 # pydantic's words for types, in TOML's.
 _PLAIN = {
     "a valid integer": "a whole number",
@@ -44,7 +52,7 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
         kind, entry = error["type"], error["input"]
         expectation = _expectation(error)
         if kind == "extra_forbidden":
-            explained[path] = unknown_key(path.rpartition(".")[2], path.rpartition(".")[0], parent)
+            explained[path] = unknown_key(path.rpartition(".")[2], path.rpartition(".")[0], parent, root)
         elif kind == "missing":
             explained[path] = f"`{path}` is missing"
         elif kind == "no_name":
@@ -81,13 +89,46 @@ def _shortened(value: object) -> str:
     return text if len(text) <= _NUM_SHOWN else f"{text[: _NUM_SHOWN - 3]}..."
 
 
-def unknown_key(key: str, parent: str, owner: type[Settings]) -> str:
-    """The message for a key that `owner`, at the dotted path `parent`, does not have; names the nearest key."""
+def unknown_key(key: str, parent: str, owner: type[Settings], root: type[Settings]) -> str:
+    """The message for a key that `owner`, at the dotted path `parent`, does not have; names where it belongs.
+
+    Args:
+        key: without its path.
+        parent: path of the section that it stands in; empty for the top level.
+        owner: the class of this section.
+        root: of the configuration.
+    """
     prefix = f"{parent}." if parent else ""
+    places = places_of(key, root)
     keys = [*(["name"] if owner.shorthand is not None else []), *owner.model_fields]
     nearest = get_close_matches(key, keys, n=1)
-    advice = f"did you mean `{prefix}{nearest[0]}`?" if nearest else f"known: {', '.join(keys)}"
+    is_typo = parent and get_close_matches(key, keys, n=1, cutoff=_ALMOST)
+    if names := places.pop(parent, []):
+        advice = f"it is a key of `{parent}.name` = {', '.join(names[:_NUM_NAMED])}"
+    elif synonyms := places_of(_SYNONYMS.get(key, ""), root):
+        advice = f"here it is {' or '.join(f'`{place}.{_SYNONYMS[key]}`' for place in [*synonyms][:_NUM_NAMED])}"
+    elif places and not is_typo:
+        advice = f"it belongs in {' or '.join(f'`[{place}]`' for place in [*places][:_NUM_NAMED])}"
+    else:
+        advice = f"did you mean `{prefix}{nearest[0]}`?" if nearest else f"known: {', '.join(keys)}"
     return f"`{prefix}{key}` is unknown; {advice}"
+
+
+def places_of(key: str, root: type[Settings]) -> dict[str, list[str]]:
+    """The sections below `root` that have a key, as dotted paths, each with the names of the methods that have it."""
+    places: dict[str, list[str]] = {}
+    for path, kind in _sections(root, ""):
+        if key in kind.model_fields and key != "name":
+            places.setdefault(path, []).extend(names_of(kind))
+    return places
+
+
+def _sections(owner: type[Settings], prefix: str) -> Iterator[tuple[str, type[Settings]]]:
+    """Every section below `owner`, as a dotted path, with each class that it may be."""
+    for field in owner.model_fields:
+        for kind in _all_settings_in(annotation_of(owner, field)):
+            yield f"{prefix}{field}", kind
+            yield from _sections(kind, f"{prefix}{field}.")
 
 
 def named_choices(root: type[Settings]) -> dict[str, list[str]]:
@@ -182,6 +223,8 @@ def _item(annotation: Any) -> Any:
 
 def _bare_value(path: str, value: object, names: Sequence[str]) -> str:
     """The message for a plain value where a table of settings belongs; names the key that was probably meant."""
+    if isinstance(value, type):
+        return f"`{path}` is the class {value.__name__}, expected an object: `{value.__name__}()`"
     if not names:
         return f"`{path}` is {value!r}, expected: a table of settings"
     name = value if value in names else names[0]

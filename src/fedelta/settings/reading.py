@@ -22,7 +22,7 @@ def read_sections(table: Table, root: type[Settings]) -> tuple[Table, list[str]]
     problems: list[str] = []
     for key, value in table.items():
         if key not in root.model_fields:
-            problems.append(unknown_key(key, "", root))
+            problems.append(unknown_key(key, "", root, root))
             continue
         try:
             sections[key] = _reader(root, key).validate_python(value)

@@ -178,6 +178,8 @@ class Chosen:
         """
         if isinstance(value, Settings):
             return self._taken(value)
+        if isinstance(value, type):
+            raise PydanticCustomError("no_table", "an object, not the class: `{name}()`", {"name": value.__name__})
         if not isinstance(value, Mapping):
             raise PydanticCustomError("no_table", "a table of settings")
         if "name" not in value:

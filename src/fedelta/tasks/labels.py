@@ -19,6 +19,7 @@ from fedelta.tasks.targets import ReadTargets, TargetColumn
 NULL_WORDS = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil"})
 # A column with more classes than this is taken not to hold classes if it has more than one class per two rows or, of
 # texts, if more than half of them occur once, or half of them have so many words.
+_GIVE = 'label them, move them to another file, or leave them out (`data.on_error = "skip"`)'
 _MANY_CLASSES = 20
 _MANY_WORDS = 12
 
@@ -227,7 +228,7 @@ def _numbers(column: TargetColumn, classes: Sequence[object]) -> tuple[Tensor, l
         rows = f"{len(missing)} rows without a label in column {column.name!r}: rows {listed(missing)}"
         words = sorted({repr(value) for row in missing if (value := values[row]) is not None})
         hold = f" (they hold {', '.join(words)}, the others numbers)" if words else ""
-        problems.append(f"{column.what}: {rows}{hold}; label them, or move them to another file")
+        problems.append(f"{column.what}: {rows}{hold}; {_GIVE}")
     if foreign:
         labels = sorted({str(values[row]) for row in foreign})
         problems.append(

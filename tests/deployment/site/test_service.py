@@ -22,7 +22,7 @@ from fedelta.deployment.site.run_folders import RunFolders
 from fedelta.deployment.site.service import Service
 from fedelta.federation.records import Reply
 from fedelta.params import Params, select
-from fedelta.runtimes.remote.messages import Message
+from fedelta.runtimes.remote.messages import Message, pack
 from fedelta.strategies.base import RoundPlan
 
 OURS = (0, 2, 3)
@@ -492,3 +492,27 @@ def test_rows_that_the_clients_hold_back_are_the_sites_test_rows(tmp_path):
     ]
     assert prepare(site, PART).kind == "prepared"
     assert len(site._kept["deployed"][1].test) == sum(ours)
+
+
+def test_what_a_site_leaves_out_stays_there_but_for_its_number(tmp_path: Path):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"label": label, "client": client} for client in ("ann", "bob") for label in (0, 1, 0, 1)]
+    lines = write_images(data / "scans.jsonl", rows).read_text().splitlines()
+    secret = '{"image": "Mrs Smith, born 1950'
+    (data / "scans.jsonl").write_text("\n".join([*lines[:3], secret, *lines[3:], '{"label": 1, "client": "bob"}', ""]))
+    source = {"source": str(data / "scans.jsonl"), "client_column": "client", "on_error": "skip"}
+    site = service(tmp_path, data=source, clients=None)
+    answer = describe(site, SMALL)
+    assert answer.manifest["num_skipped"] == 2
+    assert sum(client["num_examples"] for client in answer.manifest["clients"]) + answer.manifest[
+        "num_test_examples"
+    ] == len(rows)
+    sent = repr(pack(answer))
+    assert "num_skipped" in sent
+    assert "Smith" not in sent
+    assert "scans" not in sent
+    (listed,) = tmp_path.rglob("skipped.csv")
+    assert 'training set,3,,"it is not valid JSON: ' in listed.read_text()
+    assert "training set,9,," in listed.read_text()
+    assert "Smith" not in listed.read_text()

@@ -1,7 +1,7 @@
 """The runs that a site takes part in, on its disk: what the server said of each, and what its clients remember.
 
     RUN/run.json    the recipe, and the site's part in the run
-    RUN/skipped.csv images and recordings of the site that could not be read and were left out, if there are any
+    RUN/skipped.csv examples of the site that could not be read and were left out, if there are any
     RUN/memory/     what clients remember (`MemoryStore`)
 
 RUN is a hash of the run's id, which comes from the server and so must not be a path.
