@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 
-def executed(adapter: Path, base: str | Path = "", **known: Any) -> list[tuple[str, dict[str, Any]]]:
+def executed(adapter: Path, place: Path, base: str | Path = "", **known: Any) -> list[tuple[str, dict[str, Any]]]:
     """Runs each block of code in the card of `adapter`; returns what each printed, and its names.
 
     Args:
-        adapter: directory; files such as `image.png`, which the code reads, are beside it.
+        adapter: directory.
+        place: where files such as `image.png` are, which the code reads.
         base: directory of the base model.
         known: names that the code expects.
     """
@@ -25,7 +26,7 @@ def executed(adapter: Path, base: str | Path = "", **known: Any) -> list[tuple[s
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         placed = code.replace("path/of/this/directory", str(adapter)).replace("path/of/the/base/model", str(base))
         scope, said = dict(known), io.StringIO()
-        with redirect_stdout(said), chdir(adapter.parent):
+        with redirect_stdout(said), chdir(place):
             exec(placed, scope)
         results.append((said.getvalue().strip(), scope))
     return results

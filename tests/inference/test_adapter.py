@@ -171,7 +171,7 @@ def test_the_card_describes_the_run_and_how_to_load(adapter, tmp_path):
         "| rounds | 30 |", "| clients | 64 |", "| final accuracy | 91.26 % |", "| uplink | 3.00 MiB |",
         "| wall | 1 min 1 s |", "| partition | name dirichlet, alpha 0.1 |", "2 classes: no, yes",
         "| final loss | 0.310 nats per example |", "| measures | macro F1 50.00 %, loss 0.250 nats per example |",
-        'source = "path/of/this/directory", str(bundled_path("vit-micro"))', "id2label=dict(enumerate(names))",
+        'source = Path("path/of/this/directory"), str(bundled_path("vit-micro"))', "id2label=dict(enumerate(names))",
     ):  # fmt: skip
         assert row in body.replace("\N{NARROW NO-BREAK SPACE}", " ")
     for absent in ("best accuracy", "primary measure", "by class", "by client"):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest

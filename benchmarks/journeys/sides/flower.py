@@ -19,7 +19,7 @@ client_app, server_app = ClientApp(), ServerApp()
 def train(message, context):
     set_peft_model_state_dict(tuned, message.content["arrays"].to_torch_state_dict())
     images, labels = data[context.node_config["partition-id"]]
-    optimizer = torch.optim.SGD([value for value in tuned.parameters() if value.requires_grad], lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD([value for value in tuned.parameters() if value.requires_grad], lr=0.02, momentum=0.9)
     for _ in range(2):
         for rows in torch.randperm(len(labels)).split(16):
             optimizer.zero_grad()

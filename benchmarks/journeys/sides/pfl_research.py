@@ -44,7 +44,7 @@ FederatedAveraging().run(
     ),
     SimulatedBackend(training_data=data, val_data=data),
     PyTorchModel(tuned, partial(torch.optim.SGD, momentum=0.9), torch.optim.SGD(trained, lr=1.0)),
-    NNTrainHyperParams(local_num_epochs=2, local_learning_rate=0.05, local_batch_size=16),
+    NNTrainHyperParams(local_num_epochs=2, local_learning_rate=0.02, local_batch_size=16),
     callbacks=[evaluation, AggregateMetricsToDisk("report/metrics.csv")],
 )
 print(tuned.metrics(*test)["accuracy"].overall_value)

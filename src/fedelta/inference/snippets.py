@@ -72,6 +72,7 @@ def stock(loader: Loader, subject: Subject) -> list[str]:
     preparing = [name for name in ("AutoImageProcessor", "AutoTokenizer") if any(name in line for line in inputs)]
     return [
         "import json",
+        "from pathlib import Path",
         "",
         *(["import torch"] if inputs and isinstance(subject.task, Regression) else []),
         "from peft import PeftModel",
@@ -79,8 +80,8 @@ def stock(loader: Loader, subject: Subject) -> list[str]:
         f"from transformers import {', '.join(sorted([*preparing, loader.auto_class]))}",
         *_helpers(subject),
         "",
-        f'here, source = "{DIRECTORY}", {_source(subject.origin)}',
-        'settings = json.load(open(f"{here}/fedelta.json"))',
+        f'here, source = Path("{DIRECTORY}"), {_source(subject.origin)}',
+        'settings = json.loads((here / "fedelta.json").read_text())',
         *_base(loader, subject),
         "model = PeftModel.from_pretrained(base, here).eval()",
         *inputs,
@@ -117,8 +118,10 @@ def _inputs(subject: Subject) -> list[str]:
         return []
     cut = "" if preparation.max_length is None else f", truncation=True, max_length={preparation.max_length}"
     example = _EXAMPLES[kind] if kind == "text" else f"{_EXAMPLES[kind]}.split(), is_split_into_words=True"
+    # Byte-level tokenizers would grow the words of a list together; others pass over it.
+    apart = ", add_prefix_space=True" if kind == "words" else ""
     return [
-        "tokenizer = AutoTokenizer.from_pretrained(source)",
+        f"tokenizer = AutoTokenizer.from_pretrained(source{apart})",
         f'inputs = tokenizer({example}{cut}, return_tensors="pt")',
     ]
 
@@ -140,15 +143,17 @@ def _answer(subject: Subject) -> list[str]:
 def _stock_words(loader: Loader, subject: Subject) -> list[str]:
     """A language model that answers a question."""
     return [
+        "from pathlib import Path",
+        "",
         "from peft import PeftModel",
         f"from transformers import {loader.auto_class}, AutoTokenizer",
         *_helpers(subject),
         "",
-        f'here, source = "{DIRECTORY}", {_source(subject.origin)}',
+        f'here, source = Path("{DIRECTORY}"), {_source(subject.origin)}',
         f'base = {loader.auto_class}.from_pretrained(source, dtype="float32")',
         "model = PeftModel.from_pretrained(base, here).eval()",
         "tokenizer = AutoTokenizer.from_pretrained(source)",
-        'tokenizer.chat_template = open(f"{here}/chat_template.jinja").read()',
+        'tokenizer.chat_template = (here / "chat_template.jinja").read_text()',
         f'messages = [{{"role": "user", "content": {_QUESTION}}}]',
         "prompt = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
