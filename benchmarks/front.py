@@ -5,6 +5,7 @@
 Each comparison is a directory that `fedelta compare` has written, with the axes tuning, algorithm and codec. Bytes are
 of both directions and all rounds; ratios are to the row with most bytes, which should be full fine-tuning in float32.
 Cells without a finished run are left out. Accuracies are means with sample standard deviations over n seeds.
+Differences from float32 are taken seed by seed, with 95 % t-intervals of their means.
 """
 
 from __future__ import annotations
@@ -17,64 +18,76 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 import matplotlib as mpl
+from scipy.special import stdtrit
+
+from fedelta.comparison.intervals import LEVEL, is_better
 
 Name = tuple[str, str, str]
 
 
 class Point(NamedTuple):
-    """A row of the table: accuracies in % by seed, and MiB of a run."""
+    """A row of the table: accuracy in % by seed, and MiB of a run."""
 
     name: Name
-    accuracies: list[float]
+    accuracy: dict[str, float]
     mib: float
 
     @property
     def mean(self) -> float:
         """Over the seeds."""
-        return fmean(self.accuracies)
-
-    @property
-    def deviation(self) -> float | None:
-        """The sample standard deviation; None for one seed."""
-        return stdev(self.accuracies) if len(self.accuracies) > 1 else None
+        return fmean(self.accuracy.values())
 
 
 def points(folders: list[Path]) -> list[Point]:
     """The finished cells, averaged over seeds, the most bytes first."""
-    cells: dict[Name, list[tuple[float, float]]] = defaultdict(list)
+    accuracy: dict[Name, dict[str, float]] = defaultdict(dict)
+    mib: dict[Name, list[float]] = defaultdict(list)
     for folder in folders:
         with (folder / "cells.csv").open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if row["state"] == "finished":
                     name = row["tuning"], row["algorithm"], row["codec"]
-                    cells[name].append((float(row["accuracy_percent"]), float(row["mib_total"])))
-    rows = [
-        Point(name, [accuracy for accuracy, _ in runs], fmean(mib for _, mib in runs)) for name, runs in cells.items()
-    ]
+                    accuracy[name][row["seed"]] = float(row["accuracy_percent"])
+                    mib[name].append(float(row["mib_total"]))
+    rows = [Point(name, by_seed, fmean(mib[name])) for name, by_seed in accuracy.items()]
     return sorted(rows, key=lambda point: -point.mib)
 
 
-def front(rows: list[Point]) -> set[Name]:
-    """The names of those for which no other is at least as accurate with fewer bytes."""
-    return {
-        point.name for point in rows if not any(other.mib < point.mib and other.mean >= point.mean for other in rows)
-    }
+def front(rows: list[Point]) -> dict[Name, str]:
+    """Those for which none with fewer bytes is as accurate, to whether seeds tell them apart from all of these."""
+    marks = {}
+    for point in rows:
+        fewer = [other for other in rows if other.mib < point.mib]
+        if all(other.mean < point.mean for other in fewer):
+            clear = all(is_better(point.accuracy, other.accuracy, higher_is_better=True) for other in fewer)
+            marks[point.name] = "front" if clear else "within noise"
+    return marks
+
+
+def difference(point: Point, rows: list[Point]) -> str:
+    """Accuracy less that of float32 with the same tuning and algorithm, in points: the mean and its 95 % interval."""
+    exact = next((row.accuracy for row in rows if row.name == (*point.name[:2], "float32")), {})
+    differences = [point.accuracy[seed] - exact[seed] for seed in point.accuracy if seed in exact]
+    if point.name[2] == "float32" or not differences:
+        return ""
+    if len(differences) == 1:
+        return f"{differences[0]:+.1f} (one seed)"
+    half = stdtrit(len(differences) - 1, (1 + LEVEL) / 2) * stdev(differences) / len(differences) ** 0.5
+    return f"{fmean(differences):+.1f} ± {half:.1f}"
 
 
 def table(rows: list[Point]) -> str:
     """As Markdown."""
     lines = [
-        "| tuning | algorithm | codec | accuracy, % | n | MiB | one of | front |",
-        "|---|---|---|---|---|---|---|---|",
+        "| tuning | algorithm | codec | accuracy, % | n | less that of float32, points | MiB | one of | front |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    best = front(rows)
+    marks = front(rows)
     for point in rows:
-        spread = "" if point.deviation is None else f" ± {point.deviation:.1f}"
-        mark = "front" if point.name in best else ""
-        lines.append(
-            f"| {' | '.join(point.name)} | {point.mean:.1f}{spread} | {len(point.accuracies)} | {point.mib:,.2f} | "
-            f"{rows[0].mib / point.mib:,.0f} | {mark} |"
-        )
+        spread = f" ± {stdev(point.accuracy.values()):.1f}" if len(point.accuracy) > 1 else ""
+        cells = [*point.name, f"{point.mean:.1f}{spread}", str(len(point.accuracy)), difference(point, rows)]
+        cells += [f"{point.mib:,.2f}", f"{rows[0].mib / point.mib:,.0f}", marks.get(point.name, "")]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

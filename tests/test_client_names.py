@@ -13,7 +13,6 @@ from sklearn.datasets import load_digits
 from tests.small import CONVOLUTIONAL, SMALL, write_small
 from typer.testing import CliRunner
 
-import fedelta
 from fedelta.cli import app
 from fedelta.errors import ConfigError, InputError
 from fedelta.experiment import Experiment, Result
@@ -100,8 +99,9 @@ def test_a_resumed_run_writes_the_same_names(result, tmp_path):
     assert (tmp_path / "run/rounds.jsonl").read_bytes() == (result.path / "rounds.jsonl").read_bytes()
 
 
-def test_personalisation_and_the_page_call_clients_by_their_names(result):
-    code, output = call("personalize", result.path)
+def test_personalisation_and_the_page_call_clients_by_their_names(result, pages):
+    with pages():
+        code, output = call("personalize", result.path)
     assert code == 0
     assert "client 2 ('cork'), adapters" in output  # the bar
     assert output.count("cork") > 1  # the table, as wide as the terminal lets it
@@ -109,7 +109,6 @@ def test_personalisation_and_the_page_call_clients_by_their_names(result):
     for scope in record["scopes"].values():
         assert [(item["client_id"], item["client_name"]) for item in scope["clients"]] == [(2, "cork")]
         assert scope["after"]["worst_client_name"] == "cork"
-    fedelta.write_report([result.path], result.path / "report.html")
     page = (result.path / "report.html").read_text()
     lost = next(item for line in lines(result.path / "rounds.jsonl") for item in line["rejections"])
     assert f"<td>{lost['client_name']} ({lost['client_id']})</td>" in page

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.builders import assert_same_bits, assert_same_memories, kept, memories_in
+from tests.report.synthetic import history_of
 from tests.small import CONVOLUTIONAL, stop_after, write_small
 
 from fedelta.errors import AdapterError, CheckpointError, ConfigError, InputError, ModelError, RoundError, RunError
@@ -38,6 +39,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """The same in which every client keeps its norms; for tests that only read it."""
     return run(tmp_path_factory.mktemp("local"), "model.batch_norm=local")
+
+
+def test_files_of_a_run_with_local_norms_agree(local: Result):
+    assert history_of(local.path).misfits == ()
+    assert json.loads((local.path / "confusion.json").read_text())["num_models"] > 1
 
 
 def groups_sent(result: Result) -> set[str]:

@@ -33,6 +33,7 @@ LAYERS = (  # low to high
     ("assembly",),
     (
         "choices",
+        "continuing",
         "drafting",
         "evaluation",
         "experiment",

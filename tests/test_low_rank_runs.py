@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.report.synthetic import history_of
 from tests.small import stop_after, write_small
 
 from fedelta.aggregation.low_rank import paths_of
@@ -17,6 +18,7 @@ from fedelta.inference.adapter import read_adapter
 from fedelta.inference.folding import folded_pairs
 from fedelta.inference.predict import Predictor
 from fedelta.inspection import inspect
+from fedelta.personalization import personalize
 from fedelta.record.checkpoint import load
 from fedelta.tuning.lora import LoraLinear
 
@@ -91,6 +93,7 @@ def test_a_client_of_a_run_with_local_factors_has_a_model_of_its_own(tmp_path: P
     assert factors[0].any()
     assert not factors[1].any()
     assert evaluate_adapter(result.path).measures["accuracy"] == result.summary["final_accuracy"]
+    assert history_of(result.path).misfits == ()
 
 
 def transfers(path: Path) -> list[dict[str, int]]:
@@ -133,16 +136,42 @@ def test_a_byte_budget_is_kept_with_what_is_carried_and_with_ranks_that_differ(s
     assert sum(row["payload_bytes"] for row in transfers(result.path)) <= 0.08 * 2**20
 
 
-def test_a_run_is_not_resumed_with_other_ranks(tmp_path: Path):
-    ranks = tmp_path / "ranks.json"
-    ranks.write_text(json.dumps({str(client): 1 + client % 2 for client in range(6)}))
-    settings = [f"tuning.rank_by_client.file={ranks}", "aggregation.name=hlora"]
+@pytest.mark.parametrize("ranks", [[2, 1, 2, 1, 2, 1], [2, 2, 2, 2, 2, 2]])
+def test_a_run_is_not_resumed_with_other_ranks(ranks: list[int], tmp_path: Path):
+    file = tmp_path / "ranks.json"
+    file.write_text(json.dumps({str(client): 1 + client % 2 for client in range(6)}))
+    settings = [f"tuning.rank_by_client.file={file}", "aggregation.name=hlora"]
     path = write_small(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         Experiment.from_toml(path, settings).run(tmp_path / "run", on_round=stop_after(1))
-    ranks.write_text(json.dumps({str(client): 2 - client % 2 for client in range(6)}))
+    file.write_text(json.dumps(dict(enumerate(ranks))))
     with pytest.raises(CheckpointError, match="the ranks of the clients are not those that the run began with"):
         Experiment.from_toml(path, settings).resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("other", [[], ["tuning.rank_by_client.ranks=[2, 2]"]])
+def test_a_run_is_not_resumed_with_other_settings_of_ranks(other: list[str], tmp_path: Path):
+    path, method = write_small(tmp_path), "aggregation.name=hlora"
+    with pytest.raises(KeyboardInterrupt):
+        Experiment.from_toml(path, [method, "tuning.rank_by_client.ranks=[1, 2]"]).run(
+            tmp_path / "run", on_round=stop_after(1)
+        )
+    with pytest.raises(CheckpointError, match=r"`tuning.rank_by_client.ranks` is .*, the run began with \[1, 2\]"):
+        Experiment.from_toml(path, [method, *other]).resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["plain", "ffa", "fedsa", "hlora", "fedex"])
+def test_clients_that_a_run_with_ranks_held_out_fine_tune_all_rows_of_its_pairs(name: str, tmp_path: Path):
+    file = tmp_path / "ranks.json"
+    file.write_text(json.dumps({str(client): 1 + client % 2 for client in range(4)}))
+    held_out = ["personalization.held_out=[4, 5]", "personalization.lrs=[0.01]", "strategy.num_rounds=2"]
+    settings = [f"aggregation.name={name}", f"tuning.rank_by_client.file={file}", *held_out]
+    result = Experiment.from_toml(write_small(tmp_path), settings).run(tmp_path / "run", writes_page=False)
+    record = personalize(result.path)
+    assert {row["client_id"] for row in record["scopes"]["all"]["clients"]} == {4, 5}
+    file.write_text(json.dumps(dict.fromkeys(map(str, range(4)), 2)))
+    with pytest.raises(CheckpointError, match="the ranks of the clients are not those that the run began with"):
+        personalize(result.path)
 
 
 @pytest.mark.parametrize("name", ["plain", "ffa", "rolora", "fedsa", "hlora"])

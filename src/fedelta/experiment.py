@@ -16,7 +16,8 @@ from torch import nn
 
 from fedelta.assembly.objects import Objects, named_model
 from fedelta.assembly.run import Assembly, assemble
-from fedelta.config import WITHOUT_ADAPTER, Config, check_config, load_config, read_table
+from fedelta.config import Config, check_config, load_config, read_table
+from fedelta.continuing import amendment_of, other_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Name
 from fedelta.errors import InputError, RunError
@@ -27,6 +28,7 @@ from fedelta.inference.opening import put_params
 from fedelta.inference.predict import Predictor
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
+from fedelta.record.amending import complete
 from fedelta.record.files import Record
 from fedelta.record.keys import read_key
 from fedelta.record.ledger import Ledger
@@ -151,7 +153,9 @@ class Experiment:
         return cls(load_config(path, overrides), name=Path(path).stem)
 
     @classmethod
-    def from_run(cls, directory: str | Path, objects: Objects | None = None) -> Experiment:
+    def from_run(
+        cls, directory: str | Path, objects: Objects | None = None, overrides: Iterable[str] = ()
+    ) -> Experiment:
         """Returns the experiment of a run directory, to resume it or to evaluate its model.
 
         The adapter that the run started from is not needed: its tuning method is in `config.toml`, its tensors are in
@@ -160,9 +164,15 @@ class Experiment:
         Args:
             directory: of the run.
             objects: model and data, if the run was given them as objects.
+            overrides: `section.key=value` strings, such as `strategy.num_rounds=60`, to resume it with.
+
+        Raises:
+            RunError: `directory` is no run.
+            InputError: `overrides` would change what has been computed.
         """
         run = RunDirectory.open(Path(directory))
-        experiment = cls(load_config(run.config, WITHOUT_ADAPTER), objects, name=run.path.name)
+        complete(run)
+        experiment = cls(other_config(run, overrides), objects, name=run.path.name)
         experiment._left_out = read_table(run.config)["model"].get("adapter")
         experiment._take_key(run)
         return experiment
@@ -198,11 +208,7 @@ class Experiment:
                 f"the run {self.name!r} started from adapter {self._left_out!r}, without which it can only be resumed.",
                 hint="to start anew, give its `config.toml` to `fedelta run` or `Experiment.from_toml`.",
             )
-        if self.config.runtime.name == "flower":
-            raise InputError(
-                "`runtime.name` is 'flower': this experiment runs on sites.",
-                hint="start it with `fedelta deploy`, or set `runtime.name` to 'auto' to run it on this machine.",
-            )
+        _refuse_sites(self.config)
         path = free_name(Path("runs"), self.name) if out is None else Path(out)
         refuse_taken(path)
         require(self.config.tracking)
@@ -212,10 +218,13 @@ class Experiment:
     def resume(self, directory: str | Path, *, on_round: OnRound | None = None, writes_page: bool = True) -> Result:
         """Continues a run after its last complete round; for a finished run, only writes its final files again.
 
-        The other arguments are as for `run`.
+        If `num_rounds` of the strategy, `byte_budget_mib` or `evaluate_every` of this experiment are others than those
+        of the run, it goes on with these, also after its end. What a finished run came to is kept in
+        `after-N-rounds/`. The other arguments are as for `run`.
 
         Raises:
             RunError: `directory` is no run, or its privacy budget is spent.
+            InputError: the run has more rounds already, or its noise was calculated for another number of rounds.
             CheckpointError: its checkpoint is damaged or belongs to another configuration.
         """
         run = RunDirectory.open(Path(directory))
@@ -229,11 +238,14 @@ class Experiment:
                 f"run {str(run.path)!r} cannot go on. {stopped}",
                 hint="its results are complete; more rounds need a new run, with a larger epsilon or with more noise.",
             )
+        _refuse_sites(self.config)
         require(self.config.tracking)
+        complete(run)
+        amendment = amendment_of(run, self.config)
         if "assembly" not in self.__dict__:  # made by `run`, it has the key that the run began with
             self._take_key(run)
         with run.locked():
-            finished = go_on(run, self.assembly, on_round)
+            finished = go_on(run, self.assembly, on_round, amendment)
         if writes_page:
             write_page(run.path)
         return Result(run.path, self.assembly, finished.params, finished.ledger, finished.summary)
@@ -254,3 +266,11 @@ class Experiment:
         """Goes on with the secret that the noise of a run is made of, if it has one."""
         if not run.is_deployed and self.config.privacy.is_secure(is_deployed=False):
             self._key = read_key(run.path)
+
+
+def _refuse_sites(config: Config) -> None:
+    if config.runtime.name == "flower":
+        raise InputError(
+            "`runtime.name` is 'flower': this experiment runs on sites.",
+            hint="start it with `fedelta deploy`, or set `runtime.name` to 'auto' to run it on this machine.",
+        )

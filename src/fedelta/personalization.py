@@ -14,6 +14,7 @@ from pathlib import Path
 from fedelta.assembly.lanes import model_scalars, with_tokens
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
 from fedelta.assembly.origin import check_origin, origin_of
+from fedelta.assembly.server import ranks_of
 from fedelta.assembly.settling import settled
 from fedelta.assembly.site import build_engine, few_rows, read_data
 from fedelta.catalog import Scope
@@ -28,6 +29,7 @@ from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.record.checkpoint import Checkpoint, check_fit, load
 from fedelta.record.files import Record, to_json
+from fedelta.record.origin import Origin
 from fedelta.record.rundir import PERSONALIZATION, RunDirectory
 from fedelta.tasks.base import Evaluation, Measure
 from fedelta.tuning.scopes import scopes_of
@@ -73,11 +75,18 @@ def personalize(
     with run.locked():
         bench = _bench(config, num_held_out, backbone, data)
         checkpoint = load(run.checkpoint)
-        check_origin(run.path, checkpoint, origin_of(original, bench.model, bench.data, bench.tiers), original)
+        check_origin(run.path, checkpoint, _origin(original, bench), original)
         check_fit(run.checkpoint, checkpoint, bench.model.spec)
         record = _record(bench, checkpoint, config, on_result)
         write_atomic(run.path / PERSONALIZATION, to_json(record, indent=2) + "\n")
     return record
+
+
+def _origin(config: Config, bench: _Bench) -> Origin:
+    """What the run would start from now."""
+    taking_part = bench.data.clients.only(bench.data.partition)
+    ranks = ranks_of(config, bench.model.spec, taking_part, bench.tiers)
+    return origin_of(config, bench.model, bench.data, bench.tiers, ranks)
 
 
 def _check(original: Config, config: Config, run: RunDirectory, num_held_out: int) -> None:

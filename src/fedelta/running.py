@@ -6,6 +6,7 @@ continues after the last complete round.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from fedelta.models.source import checkpoint_bytes
 from fedelta.params import Params
 from fedelta.plugins import changed_plugins, used_by
 from fedelta.record import rundir
+from fedelta.record.amending import Amendment, amend
 from fedelta.record.checkpoint import Checkpoint, check_fit, encode, load, save
 from fedelta.record.citations import citations
 from fedelta.record.environment import environment, peak_memory_bytes
@@ -44,6 +46,8 @@ from fedelta.settings.paths import is_in_python
 from fedelta.tasks.details import Details
 from fedelta.tracking.mirror import mirrored
 from fedelta.tuning.exits import exit_blocks
+
+logger = logging.getLogger("fedelta")
 
 OnRound = Callable[[RoundOutcome, Ledger], None]
 
@@ -88,14 +92,7 @@ def begun(parts: Parts) -> dict[str, str | bytes]:
     opening = opening_row(parts.model.base_bytes if is_given else checkpoint_bytes(config.model))
     files: dict[str, str | bytes] = {
         rundir.PARTITION: to_json(parts.partition),
-        rundir.MODEL: to_json(
-            {
-                "tuned_parameters": spec.num_parameters,
-                "total_parameters": parts.model.total_parameters,
-                "groups": spec.sizes,
-                "strategy": as_settings(strategy).model_dump(mode="json"),
-            }
-        ),
+        rundir.MODEL: _sizes(parts),
     }
     if (promise := _promise(parts)) is not None:
         files[rundir.PRIVACY] = to_json(promise.as_record(), indent=2)
@@ -112,6 +109,19 @@ def begun(parts: Parts) -> dict[str, str | bytes]:
         **files,
         rundir.CHECKPOINT: encode(Checkpoint(0, parts.model.params, state, {}, "", logs, origin)),
     }
+
+
+def _sizes(parts: Parts) -> str:
+    """The content of `model.json`."""
+    spec = parts.model.spec
+    return to_json(
+        {
+            "tuned_parameters": spec.num_parameters,
+            "total_parameters": parts.model.total_parameters,
+            "groups": spec.sizes,
+            "strategy": as_settings(parts.federation.strategy).model_dump(mode="json"),
+        }
+    )
 
 
 def _promise(parts: Parts) -> Promise | None:
@@ -139,8 +149,16 @@ def described(config: Config, **instead: object) -> dict[str, str | bytes]:
     }
 
 
-def go_on(run: RunDirectory, parts: Parts, on_round: OnRound | None = None) -> Finished:
+def go_on(
+    run: RunDirectory, parts: Parts, on_round: OnRound | None = None, amendment: Amendment | None = None
+) -> Finished:
     """Continues a run after its last complete round, and writes its final files; the caller has the run's lock.
+
+    Args:
+        run: the directory.
+        parts: of the run, with the settings that it goes on with.
+        on_round: called after each round with its outcome and the ledger.
+        amendment: in what these settings are others than before; None: in nothing.
 
     Raises:
         CheckpointError: its checkpoint is damaged or belongs to another configuration.
@@ -148,7 +166,10 @@ def go_on(run: RunDirectory, parts: Parts, on_round: OnRound | None = None) -> F
     """
     run.read_rounds()  # raises for an older format, before anything is changed
     refuse(f"run {str(run.path)!r}", changed_plugins(run.plugins))
-    checkpoint = load(run.checkpoint)
+    before = checkpoint = load(run.checkpoint)
+    files = {rundir.MODEL: _sizes(parts)}
+    if amendment is not None:
+        checkpoint = amendment.applied(checkpoint, files)
     check_origin(run.path, checkpoint, parts.origin, parts.config)
     if parts.key is not None:
         check_key(run.path, parts.key, checkpoint.origin)
@@ -160,12 +181,23 @@ def go_on(run: RunDirectory, parts: Parts, on_round: OnRound | None = None) -> F
     parts.federation.runtime.restore(run.clients, checkpoint.memory_mark)
     promise = read_promise(run.path / rundir.PRIVACY)
     refuse(f"run {str(run.path)!r}", other_promise(promise, _promise(parts)))
+    if amendment is not None:
+        _tell(amendment, checkpoint.round)
+        amend(run, amendment, before, files)
     logs = _Logs(run, Ledger.read(run.ledger), seals, promise)
     with mirrored(run, parts.config) as mirror:
         params = _rounds(parts, checkpoint, logs, mirror.before(on_round))
         record = _finish(parts, params, logs)
         mirror.finish(record)
     return Finished(params, logs.ledger, record)
+
+
+def _tell(amendment: Amendment, rounds_done: int) -> None:
+    """Logs in what a run that goes on with other settings differs from one that had them from the start."""
+    for departure in amendment.departures:
+        logger.warning(
+            "the run goes on after round %d, not as if planned so from the start: %s.", rounds_done, departure
+        )
 
 
 def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound | None) -> Params:

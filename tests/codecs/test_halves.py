@@ -13,7 +13,7 @@ from fedelta.errors import PayloadError
 
 
 def back(numbers: Tensor) -> Tensor:
-    packed = halves.to_bytes(*halves.rounded(numbers, float(numbers.abs().max())))
+    packed = halves.to_bytes(numbers, numbers.abs().max())
     assert len(packed) == halves.num_bytes(len(numbers))
     return halves.from_bytes("w", memoryview(packed), signed=True)
 

@@ -151,6 +151,36 @@ def test_bytes_of_another_length_are_refused():
         INT8.unpack("w", memoryview(bytes(15)), (2, 3))
 
 
+@given(
+    codec=CODECS,
+    shapes=st.lists(st.sampled_from([(3, 50), (50, 3), (130,), (0, 2), ()]), min_size=1, max_size=7),
+    seed=st.integers(0, 1000),
+)
+def test_tensors_together_have_the_bytes_and_numbers_of_each_alone(
+    codec: Integers, shapes: list[tuple[int, ...]], seed: int
+):
+    generator = stream(seed, "numbers")
+    tensors = {f"w{place}": torch.randn(shape, generator=generator) for place, shape in enumerate(shapes)}
+    together = codec.pack_all(tensors, len)
+    alone = {name: bytes(codec.pack(name, tensor, len(name))) for name, tensor in tensors.items()}
+    assert {name: bytes(body) for name, body in together.items()} == alone
+    views = {name: memoryview(body) for name, body in alone.items()}
+    result, flat = codec.unpack_all(views, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    assert all(torch.equal(result[name], back(codec, tensor, 2)) for name, tensor in tensors.items())
+    assert torch.equal(flat, torch.cat([result[name].reshape(-1) for name in tensors]))
+
+
+@pytest.mark.parametrize(("broken", "problem"), [("007e", "a scale is NaN"), ("0000", "a scale is zero")])
+def test_of_tensors_together_the_wrong_one_is_named(broken: str, problem: str):
+    tensors = {name: tensor([1.0, 2.0]) for name in "abc"}
+    good = {name: bytes(body) for name, body in INT8.pack_all(tensors, len).items()}
+    bad = good | {"b": good["b"][:1] + bytes.fromhex(broken) + good["b"][3:]}
+    with pytest.raises(PayloadError, match=f"`b`: {problem}"):
+        INT8.unpack_all({name: memoryview(body) for name, body in bad.items()}, dict.fromkeys("abc", (2,)))
+    with pytest.raises(PayloadError, match="`c`: a tensor holds values that are NaN"):
+        INT8.pack_all(tensors | {"c": tensor([0.0, torch.nan])}, len)
+
+
 @pytest.mark.parametrize(
     ("scale", "problem"),
     [

@@ -99,7 +99,8 @@ def test_a_decoder_of_many_payloads_reads_each_as_if_it_were_the_only_one(codec:
         decoded, (params, groups) = decoder.decode(payload), decode(payload, spec, codec)
         assert_same_bits(decoded.params, params)
         assert decoded.groups == groups
-        assert (decoded.flat is None) == isinstance(codec, Integers)
+        assert decoded.flat is not None
+        assert torch.equal(decoded.flat, torch.cat([tensor.reshape(-1) for tensor in params.values()]))
         with pytest.raises(PayloadError, match="its checksum is wrong"):
             decoder.decode(payload[:-5] + bytes([payload[-5] ^ 1]) + payload[-4:])
 

@@ -46,3 +46,22 @@ def test_a_page_without_any_result_yet_says_so():
     page = Page(render(invented(METHODS, failed=("head", "lora"))))
     assert "0 of 4 cells finished" in page.text
     assert not [value for tag, name, value in page.attributes if tag == "svg" and name == "role"]
+
+
+def test_the_plot_of_one_seed_has_its_marks_inside():
+    svg = svgs(render(invented({"tuning.name": ["head", "lora"]})))[0]
+    # 50 and 52 %: an axis of five points around them.
+    assert [label for label in ("49", "50", "51", "52", "53") if f">{label}<" not in svg] == []
+
+
+def test_groups_without_a_result_are_not_in_the_legend():
+    page = Page(render(invented(METHODS, failed=("head",))))
+    legend = [text for text in page.texts["li"] if text]
+    assert legend == ["lora"]
+
+
+def test_what_is_strong_is_the_front_and_no_measure():
+    page = Page(render(invented({"tuning.name": ["head", "lora"]})))
+    strong = page.texts["strong"]
+    assert "front" in strong
+    assert not any("±" in text for text in strong)

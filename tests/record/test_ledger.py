@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 
 import pytest
@@ -115,3 +117,48 @@ def test_a_row_that_lacks_fields_is_named_with_its_line(tmp_path):
     message = "line 2: missing or wrong `payload_bytes`, `tensor_bytes`, `direction`, `groups`"
     with pytest.raises(RunError, match=message):
         Ledger.read(ledger.path)
+
+
+def test_rows_count_alike_however_they_are_written(tmp_path):
+    ledger = on_disk(tmp_path)
+    ledger.append(FIRST)
+    ledger.append(SECOND)
+    other = tmp_path / "edited.jsonl"
+    lines = ledger.path.read_text().splitlines(keepends=True)
+    # Another order of keys, other spaces, and a key that comes twice, of which the last counts.
+    lines[2] = json.dumps(dict(reversed(json.loads(lines[2]).items()))) + "\n"
+    lines[3] = json.dumps(json.loads(lines[3]), separators=(",", ":")) + "\n"
+    lines[4] = lines[4].replace('"client_id": 3, ', '"client_id": 3, "client_id": 3, ')
+    lines[6] = lines[6].replace('"client_id": 3, ', '"client_id": 4, "client_id": 3, ')
+    other.write_text("".join(lines))
+    assert dataclasses.replace(Ledger.read(other), path=None) == dataclasses.replace(
+        Ledger.read(ledger.path), path=None
+    )
+    assert Ledger.read(other).clients == ledger.clients
+
+
+def test_a_row_like_another_one_is_read_to_its_beginning(tmp_path):
+    ledger = on_disk(tmp_path)
+    ledger.append(FIRST)
+    lines = ledger.path.read_text().splitlines(keepends=True)
+    ledger.path.write_text("".join([*lines, lines[1].replace('"client_id": 0', '"client_id": null')]))
+    with pytest.raises(RunError, match="line 6: missing or wrong `client_id`"):
+        Ledger.read(ledger.path)
+
+
+def test_payloads_of_many_lengths_are_all_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedelta.record.ledger._MAX_KINDS", 2)
+    ledger = on_disk(tmp_path)
+    ledger.append([Transfer(1, client, "up", 100 + client, {"a": 50 + client}) for client in (0, 1, 2, 3, 0, 3)])
+    again = Ledger.read(ledger.path)
+    assert again == ledger
+    assert again.uplink_bytes == 6 * 100 + 9  # 0 + 1 + 2 + 3 + 0 + 3 more
+    assert again.clients["up"][3] == ClientBytes(2, 206)
+
+
+def test_a_row_that_is_being_written_is_left_out(tmp_path):
+    ledger = on_disk(tmp_path)
+    ledger.append(FIRST)
+    with ledger.path.open("a") as file:
+        file.write('{"round": 2, "client_id": 3, "dire')
+    assert Ledger.read(ledger.path).num_transfers == 4

@@ -220,7 +220,7 @@ def test_full_syncs_and_traffic_are_shown(tmp_path):
     assert "4 of 7 rounds were full syncs, which average every group." in text
     everything, sent = 7 * 2 * 632, history.ledger.uplink_bytes
     assert everything > sent
-    assert f"if each were as long as the longest {everything / 2**20:.4f} MiB" in text
+    assert f"if each were as long as the longest {everything / 2**20:.5f} MiB" in text
     assert f"so {100 * (1 - sent / everything):.1f} % is saved." in text
     assert f"Relative cost: {100 * history.relative_cost:.1f} % of the scalars" in text
     assert f"relative cost {100 * history.relative_cost:.1f} %" in text.split("Results")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 
@@ -50,6 +51,22 @@ def test_images_and_texts_are_shown_and_markup_is_text(tmp_path):
     assert "is nothingtaken for x</script>" in page.plain
     assert "<i>a text</i>" in page.text
     assert "Wrong answers" in plain(page_of(path).text)
+
+
+@pytest.mark.parametrize(
+    ("task", "true", "answer", "told"),
+    [
+        ("tokens", "B-PER O O B-LOC", "B-LOC O O B-LOC", "is Ada B-PERtaken for Ada B-LOC"),
+        ("tokens", "B-PER O", "O O", "is B-PER Otaken for O O"),  # not a tag for each word
+        ("multi-label", "cat|dog", "cat|emu", "is cat, dogtaken for cat, emu"),
+    ],
+)
+def test_wrong_answers_of_several_parts_are_told_apart(tmp_path, task, true, answer, told):
+    entry = {"row": 1, "true": true, "answer": answer, "text": "Ada sails to Kiel"}
+    path = written(tmp_path / "run", {"mistakes": [entry]})
+    run = history_of(path)
+    run = dataclasses.replace(run, config=run.config | {"task": {"name": task}})
+    assert told in shown(section(run, titled=False)).plain
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,12 @@ from fedelta.strategies.fedlama import FedLama
 
 SCOPE = {
     "tuned_parameters": 26_516,
-    "before": {"mean_accuracy": 0.812, "std_accuracy": 0.053, "worst_accuracy": 0.7, "worst_client_id": 3},
-    "after": {"mean_accuracy": 0.904, "std_accuracy": 0.021, "worst_accuracy": 0.85, "worst_client_id": 5},
-    "clients": [{"client_id": 3}, {"client_id": 5}],
+    "before": {"mean_accuracy": 0.812, "std_accuracy": 0.224 / 2**0.5, "worst_accuracy": 0.7, "worst_client_id": 5},
+    "after": {"mean_accuracy": 0.904, "std_accuracy": 0.048 / 2**0.5, "worst_accuracy": 0.88, "worst_client_id": 5},
+    "clients": [
+        {"client_id": 3, "num_train": 21, "num_eval": 9, "accuracy_before": 0.924, "accuracy_after": 0.928},
+        {"client_id": 5, "num_train": 14, "num_eval": 6, "accuracy_before": 0.7, "accuracy_after": 0.88},
+    ],
 }
 COSTS = {"flops": [10e6, 25e6, 60e6], "milliseconds": [1.0, 2.5, 3.0], "machine": {"device": "cpu"}}
 
@@ -81,10 +84,12 @@ def percent(fraction: float, digits: int = 1) -> str:
 
 
 def three(value: float) -> str:
-    """Three digits, as many of them as needed behind the point; no more than four there."""
+    """Three digits, as many of them as needed behind the point."""
     if value == 0:
         return "0"
-    places = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4
+    places = 0
+    while value * 10**places < 100:
+        places += 1
     return f"{value:,.{places}f}"
 
 
@@ -162,7 +167,7 @@ def test_the_headline_is_that_of_the_records(run, page):
 
 def test_every_table_is_that_of_the_records(run, page):
     summary, exits = run.json("summary.json"), run.rounds[-1]["measures_by_exit"]["accuracy"]
-    measured, classes, clients, at_exits, tiers, personal, rejected, environment = page.tables
+    measured, classes, clients, at_exits, tiers, personal, held_out, rejected, environment = page.tables
     assert measured[1] == [
         "Test set",
         *(measured_as(name, value) for name, value in summary["measures"].items()),
@@ -196,7 +201,8 @@ def test_every_table_is_that_of_the_records(run, page):
         [str(depth), "3", "50.0 %", size(fmean(by_tier[depth, "down"])), size(fmean(by_tier[depth, "up"]))]
         for depth in (1, 3)
     ]
-    assert personal[1:] == [["all", "26,516", "2", "81.2 ± 5.3", "90.4 ± 2.1", "70.0 %, client 3", "85.0 %, client 5"]]
+    assert personal[1:] == [["all", "26,516", "2", "81.2 ± 15.8", "90.4 ± 3.4", "70.0 %, client 5", "88.0 %, client 5"]]
+    assert held_out[1:] == [["5", "14", "6", "70.0", "88.0"], ["3", "21", "9", "92.4", "92.8"]]
     assert rejected[1:] == [
         [str(record["round"]), str(reply["client_id"]), reply["reason"]]
         for record in run.rounds

@@ -34,7 +34,7 @@ def test_means_over_models_keep_what_is_counted_and_drop_what_one_of_them_lacks(
         {"accuracy": 0.75},
         {"cat": {"recall": None, "num_examples": 4}},
         {2: {"accuracy": 0.75, "num_examples": 3}},
-        Confusion(("cat", "dog"), ((3, 1), (1, 3)), 8),
+        Confusion(("cat", "dog"), ((3, 1), (1, 3)), 8, num_models=2),
     )
     assert mean_details(parts[:1]) == parts[0]
 
@@ -50,4 +50,6 @@ def test_records_are_json():
         "measures": {"accuracy": 0.5}, "by_class": {"cat": {"recall": None}}, "by_client": {"2": {"accuracy": 0.25}},
     }  # fmt: skip
     confusion = Confusion(("cat", "dog"), ((2, 1), (0, 3)), 6)
-    assert confusion.as_record() == {"class_names": ["cat", "dog"], "counts": [[2, 1], [0, 3]], "num_examples": 6}
+    assert confusion.as_record() == {
+        "class_names": ["cat", "dog"], "counts": [[2, 1], [0, 3]], "num_examples": 6, "num_models": 1,
+    }  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from fedelta.assembly.model import TunedModel
 from fedelta.config import Config
@@ -30,7 +29,7 @@ def origin_of(
     model: TunedModel,
     data: FederatedData,
     tiers: Tiers | None,
-    ranks: Mapping[int, int] = MappingProxyType({}),
+    ranks: Mapping[int, int],
 ) -> Origin:
     """Returns the settings and the digests of the inputs that a run of `config` starts from.
 
@@ -52,8 +51,8 @@ def evaluated(test: Examples | None, class_names: Sequence[str]) -> dict[str, st
 
 
 def ranked(ranks: Mapping[int, int]) -> dict[str, str]:
-    """The digest of the ranks of the clients, if they differ."""
-    return {"ranks of the clients": hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()} if ranks else {}
+    """The digest of the ranks of the clients; also if all have that of the server, as ranks may be in a file."""
+    return {"ranks of the clients": hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()}
 
 
 def trained_on(data: FederatedData, tiers: Tiers | None) -> dict[str, str]:

@@ -43,13 +43,14 @@ def evaluate(
 
 
 def personalize(directory: RunPath, overrides: Overrides = None, plugin: Plugins = None, quiet: Quiet = False) -> None:
-    """Fine-tune a run's model on each held-out client; writes RUN/personalization.json, sends nothing."""
+    """Fine-tune a run's model on each held-out client; writes RUN/personalization.json and the page, sends nothing."""
     with loading(plugin):
-        from fedelta.experiment import Experiment
+        from fedelta.experiment import Experiment, write_page
         from fedelta.personalization import personalize as fine_tune
 
     with client_bar(err_console, quiet) as on_result:
         record = fine_tune(directory, overrides or (), on_result=on_result)
+    write_page(directory)
     if quiet:
         return
     primary = Experiment.from_run(directory).config.task.primary

@@ -62,12 +62,26 @@ def _say_privacy(experiment: Experiment) -> None:
         err_console.print(opening(federation.privacy, federation.strategy.num_rounds), markup=False, soft_wrap=True)
 
 
-def resume(directory: RunPath, plugin: Plugins = None, quiet: Quiet = False) -> None:
-    """Continue a run that was stopped or killed."""
+def resume(
+    directory: RunPath,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="go on with another setting, e.g. --set strategy.num_rounds=60, also with a finished run; repeatable",
+        ),
+    ] = None,
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+) -> None:
+    """Continue a run that was stopped or killed, or a finished one with more rounds."""
     with loading(plugin):
         from fedelta.experiment import Experiment
 
-    experiment = Experiment.from_run(directory)
+    experiment = Experiment.from_run(directory, overrides=overrides or ())
+    if overrides and experiment.config.privacy.is_on and not quiet:
+        _say_privacy(experiment)
     with (
         resumable(directory, f"fedelta resume {directory}"),
         round_bar(err_console, experiment.config, quiet) as on_round,

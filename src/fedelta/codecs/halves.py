@@ -13,10 +13,11 @@ pieces whose largest number is below 2^-121, which no model notices.
 
 from __future__ import annotations
 
-import math
-import warnings
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedelta.errors import PayloadError
@@ -24,69 +25,83 @@ from fedelta.errors import PayloadError
 LEAST_EXPONENT = -96  # so that 1 / x' is a number of float32
 _INFINITY = 0x7C00  # of float16, as an integer; all finite numbers >= 0 are below, in their order
 
+Exponents = NDArray[np.int8]
+
 
 def num_bytes(count: int) -> int:
     """The length of `count` numbers with their exponent."""
     return 1 + 2 * count
 
 
-def rounded(numbers: Tensor, largest: float, multiple: float = 1.0) -> tuple[Tensor, int]:
-    """`numbers` as float16, and their exponent e; `multiple` times a number stays in the range of float32.
+def rounded(numbers: Tensor, largest: Tensor, multiple: float = 1.0) -> tuple[Tensor, Exponents]:
+    """`numbers` as float16, and the exponent e of each row; `multiple` times a number stays in the range of float32.
 
     Args:
-        numbers: float32, finite.
-        largest: of their magnitudes.
+        numbers: float32 [T, N], finite; a row is a piece.
+        largest: [T], of the magnitudes in each row.
         multiple: that the reader computes with.
     """
-    exponent = max(LEAST_EXPONENT, math.frexp(largest)[1] - 15) if largest else LEAST_EXPONENT
-    halves = (numbers * math.ldexp(1.0, -exponent)).half()
-    if largest * multiple > 1e38:  # near the largest float32 a number that was rounded up may be too large
+    sizes = largest.double().numpy()
+    exponents: Exponents = np.maximum(np.frexp(sizes)[1] - 15, LEAST_EXPONENT).astype(np.int8)
+    exponents[sizes == 0] = LEAST_EXPONENT
+    halves = (numbers * _powers(-exponents)).half()
+    if sizes.max() * multiple > 1e38:  # near the largest float32 a number that was rounded up may be too large
         limit = torch.finfo(torch.float32).max / multiple
-        beyond = halves.double().abs() * math.ldexp(1.0, exponent) > limit
+        beyond = halves.double().abs() * _powers(exponents).double() > limit
         halves.view(torch.int16)[beyond] -= 1  # the next number towards zero
-    return halves, exponent
+    return halves, exponents
 
 
-def to_bytes(halves: Tensor, exponent: int) -> bytes:
-    """The bytes of numbers and their exponent."""
-    return exponent.to_bytes(1, "little", signed=True) + halves.contiguous().view(torch.uint8).numpy().tobytes()
+def put(halves: Tensor, exponents: Exponents, target: NDArray[np.uint8]) -> None:
+    """Writes the bytes of each row of numbers and its exponent to a row of `target` [T, 1 + 2 N]."""
+    target[:, 0] = exponents.view(np.uint8)
+    target[:, 1:] = halves.numpy().view(np.uint8)
 
 
-def put(halves: Tensor, exponent: int, target: Tensor) -> Tensor:
-    """Writes the bytes of numbers and their exponent to the start of `target`, uint8; returns what is behind them."""
-    end = num_bytes(len(halves))
-    target[0] = exponent % 256
-    target[1:end] = halves.contiguous().view(torch.uint8)
-    return target[end:]
+def to_bytes(numbers: Tensor, largest: Tensor) -> bytes:
+    """The bytes of numbers [N] of one piece, and of their exponent; `largest` of their magnitudes, no axis."""
+    halves, exponents = rounded(numbers[None], largest[None])
+    return exponents.tobytes() + halves.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def restored(halves: Tensor, exponent: int) -> Tensor:
-    """The numbers as float32."""
-    return halves.float().mul_(math.ldexp(1.0, exponent))
+def restored(halves: Tensor, exponents: Exponents) -> Tensor:
+    """The numbers as float32 [T, N]."""
+    return halves.float().mul_(_powers(exponents))
 
 
-def from_bytes(name: str, data: memoryview, multiple: float = 1.0, *, signed: bool = False) -> Tensor:
-    """The float32 numbers in `data`, whose length the caller has checked; at least one.
+def from_bytes(name: str, data: memoryview, *, signed: bool = False) -> Tensor:
+    """The float32 numbers [N] in `data`, whose length the caller has checked; at least one. See `from_rows`."""
+    return from_rows([name], np.frombuffer(data, dtype=np.uint8)[None], signed=signed)[0]
+
+
+def from_rows(names: Sequence[str], rows: NDArray[np.uint8], multiple: float = 1.0, *, signed: bool = False) -> Tensor:
+    """The float32 numbers [T, N] in `rows` [T, 1 + 2 N]; N is at least 1.
 
     Args:
-        name: of the tensor, for the message.
-        data: from an untrusted sender.
+        names: of the tensor of each row, for the message.
+        rows: from an untrusted sender.
         multiple: that the caller computes with: `multiple` times a number is finite.
         signed: whether numbers may be negative.
 
     Raises:
         PayloadError: a number is NaN, infinite, too large, or negative without `signed`.
     """
-    exponent = int.from_bytes(data[:1], "little", signed=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that the bytes are read-only; nothing writes to them
-        halves = torch.frombuffer(data, dtype=torch.float16, offset=1)
+    kind = "value" if signed else "scale"
+    halves = torch.from_numpy(rows[:, 1:].copy()).view(torch.float16)
     bits = halves.view(torch.int16)
-    low, high = (int(limit) for limit in ((bits & 0x7FFF) if signed else bits).aminmax())
-    if low < 0 or high >= _INFINITY:
-        kind = "NaN or infinite" if high >= _INFINITY else "negative"
-        raise PayloadError(f"`{name}`: a {'value' if signed else 'scale'} is {kind}, expected a finite number.")
-    numbers = restored(halves, exponent)
-    if not float(numbers.abs().amax()) * multiple <= torch.finfo(torch.float32).max:
-        raise PayloadError(f"`{name}`: a {'value' if signed else 'scale'} is too large for float32.")
+    bits = bits & 0x7FFF if signed else bits
+    low, high = bits.amin(1), bits.amax(1)
+    if (wrong := (low < 0) | (high >= _INFINITY)).any():
+        place = int(wrong.nonzero()[0])
+        problem = "NaN or infinite" if high[place] >= _INFINITY else "negative"
+        raise PayloadError(f"`{names[place]}`: a {kind} is {problem}, expected a finite number.")
+    numbers = restored(halves, rows[:, 0].view(np.int8))
+    sizes = numbers.abs().amax(1).double() * multiple
+    if (beyond := ~(sizes <= torch.finfo(torch.float32).max)).any():
+        raise PayloadError(f"`{names[int(beyond.nonzero()[0])]}`: a {kind} is too large for float32.")
     return numbers
+
+
+def _powers(exponents: Exponents) -> Tensor:
+    """2^e as float32 [T, 1]."""
+    return torch.from_numpy(np.ldexp(np.float32(1), exponents))[:, None]

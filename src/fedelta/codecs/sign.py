@@ -48,11 +48,11 @@ class Sign(Settings):
         # In float64: the sum of a group of the largest numbers is beyond float32.
         counts = torch.full((num,), size).clamp_(max=len(flat) - size * torch.arange(num))
         means = padded.abs().sum(1, dtype=torch.float64) / counts
-        largest = float(means.amax())
-        if not math.isfinite(largest):
+        largest = means.amax()
+        if not math.isfinite(float(largest)):
             raise PayloadError(f"`{name}`: a tensor holds values that are NaN or infinite.")
         signs = np.packbits((flat < 0).numpy(), bitorder="little")
-        return halves.to_bytes(*halves.rounded(means.float(), largest)) + signs.tobytes()
+        return halves.to_bytes(means.float(), largest) + signs.tobytes()
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
         """See `Codec.unpack`."""

@@ -120,7 +120,7 @@ def _flat(name: str, tensor: Tensor) -> Tensor:
 
 
 def _values(chosen: Tensor) -> bytes:
-    return halves.to_bytes(*halves.rounded(chosen, float(chosen.abs().amax())))
+    return halves.to_bytes(chosen, chosen.abs().amax())
 
 
 def _restored(name: str, places: Tensor, data: memoryview, shape: tuple[int, ...]) -> Tensor:

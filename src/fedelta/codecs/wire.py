@@ -29,6 +29,7 @@ from xxhash import xxh3_64
 from fedelta.codecs.base import Codec, Packed, most_bytes
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.entropy import SUFFIX, compressed, restored
+from fedelta.codecs.quantize import Integers
 from fedelta.errors import PayloadError, PluginError
 from fedelta.params import Params, ParamSpec, side_by_side
 from fedelta.plugins import called
@@ -76,13 +77,20 @@ def _bodies(
         # All numbers in one call. Where one is out of range, the calls below name its tensor.
         with suppress(PayloadError):
             return [codec.pack("", flat)], [params[name].numel() * codec.dtype.itemsize for name in names]
-    bodies = [_packed(_codec_of(spec, name, codec), name, params[name], derive(seed, name)) for name in names]
+    packed: dict[str, Packed] = {}
+    for part, of_part in _by_codec(spec, names, codec):
+        packed |= _packed(part, {name: params[name] for name in of_part}, seed)
+    bodies = [packed[name] for name in names]
     return bodies, list(map(len, bodies))
 
 
-def _codec_of(spec: ParamSpec, name: str, codec: Codec) -> Codec:
-    """The codec of one tensor."""
-    return codec if spec.tensors[name].trained or not codec.feeds_back else Cast()
+def _by_codec(spec: ParamSpec, names: list[str], codec: Codec) -> list[tuple[Codec, list[str]]]:
+    """The codec of each of these tensors, and those that it writes."""
+    exact = [name for name in names if codec.feeds_back and not spec.tensors[name].trained]
+    if not exact:
+        return [(codec, names)]
+    others = set(exact)
+    return [(codec, [name for name in names if name not in others]), (Cast(), exact)]
 
 
 def _width(codec: Codec) -> int:
@@ -130,13 +138,13 @@ class Decoded(NamedTuple):
 
     Args:
         params: its tensors, float32, in the order of the specification.
-        groups: their bytes by group.
         flat: the tensors one after the other, of which `params` are views; None if the codec gave them one by one.
+        groups: their bytes by group.
     """
 
     params: Params
-    groups: Mapping[str, int]
     flat: Tensor | None
+    groups: Mapping[str, int]
 
 
 class Decoder:
@@ -173,13 +181,8 @@ class Decoder:
             flat = codec.unpack("the tensors", body, (sum(layout.sizes),))
             parts = zip(layout.names, torch.split_with_sizes(flat, layout.sizes), strict=True)
             params = {name: part.view(spec.tensors[name].shape) for name, part in parts}
-            return Decoded(params, groups, flat)
-        reader = _Reader(body, 0)
-        params = {
-            name: _unpacked(_codec_of(spec, name, codec), name, reader.take(length), spec.tensors[name].shape)
-            for name, length in zip(layout.names, layout.lengths, strict=True)
-        }
-        return Decoded(params, groups, None)
+            return Decoded(params, flat, groups)
+        return Decoded(*_unpacked(layout, body, spec, codec), groups)
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,20 @@ class _Layout:
     def fits(self, num_bytes: int) -> bool:
         """Whether a message of `num_bytes`, without its checksum, can have this header."""
         return self.is_compressed or num_bytes == len(self.header) + sum(self.lengths)
+
+
+def _unpacked(layout: _Layout, body: memoryview, spec: ParamSpec, codec: Codec) -> tuple[Params, Tensor | None]:
+    """The tensors in `body`, and all of them one after the other if they are views of that."""
+    reader = _Reader(body, 0)
+    data = {name: reader.take(length) for name, length in zip(layout.names, layout.lengths, strict=True)}
+    shapes = {name: spec.tensors[name].shape for name in data}
+    (first, names), *others = _by_codec(spec, layout.names, codec)
+    params, flat = _of_codec(first, {name: data[name] for name in names}, shapes)
+    if not others:
+        return params, flat
+    for other, names in others:
+        params |= _of_codec(other, {name: data[name] for name in names}, shapes)[0]
+    return {name: params[name] for name in data}, None
 
 
 def _layout(message: memoryview, spec: ParamSpec, codec: Codec) -> _Layout:
@@ -263,19 +280,35 @@ def _checksum(parts: Iterable[Packed]) -> bytes:
     return (hashed.intdigest() & 0xFFFFFFFF).to_bytes(_CHECKSUM_BYTES, "little")
 
 
-def _packed(codec: Codec, name: str, tensor: Tensor, seed: int) -> Packed:
-    body: object = codec.pack(name, tensor, seed)
-    if not isinstance(body, bytes | memoryview):
-        raise PluginError(f"{called(codec)}: `pack` returned {type(body).__name__} for `{name}`, expected bytes.")
-    return body
+def _packed(codec: Codec, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Packed]:
+    """The bytes of each tensor; `seed` names the stream of the payload."""
+    if isinstance(codec, Integers):
+        return codec.pack_all(tensors, lambda name: derive(seed, name))
+    packed: dict[str, Packed] = {}
+    for name, tensor in tensors.items():
+        body: object = codec.pack(name, tensor, derive(seed, name))
+        if not isinstance(body, bytes | memoryview):
+            raise PluginError(f"{called(codec)}: `pack` returned {type(body).__name__} for `{name}`, expected bytes.")
+        packed[name] = body
+    return packed
 
 
-def _unpacked(codec: Codec, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
-    tensor: object = codec.unpack(name, data, shape)
-    if isinstance(tensor, Tensor) and tuple(tensor.shape) == tuple(shape) and tensor.dtype == torch.float32:
-        return tensor
-    result = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-    raise PluginError(f"{called(codec)}: `unpack` returned {result} for `{name}`, expected float32 {shape}.")
+def _of_codec(
+    codec: Codec, data: Mapping[str, memoryview], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Params, Tensor | None]:
+    """The tensor of each name, and all of them one after the other if they are views of that."""
+    if isinstance(codec, Integers):
+        return codec.unpack_all(data, shapes)
+    params: Params = {}
+    for name, body in data.items():
+        tensor: object = codec.unpack(name, body, shapes[name])
+        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shapes[name] or tensor.dtype != torch.float32:
+            result = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise PluginError(
+                f"{called(codec)}: `unpack` returned {result} for `{name}`, expected float32 {shapes[name]}."
+            )
+        params[name] = tensor
+    return params, None
 
 
 def _by_group(spec: ParamSpec, names: list[str], lengths: list[int]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from fedelta.record.numbers import MIB
-from fedelta.report.charts import FIT, ROUNDS, Axis, Curve, curves, keyed, of_amount, of_measure
+from fedelta.report.charts import FIT, LEAST_POINTS, ROUNDS, Axis, Curve, curves, keyed, of_amount, of_measure, widened
 from fedelta.report.drawing import HEIGHT, MUTED, NARROW, SERIES, WIDE, Chart, Spec
 from fedelta.tasks.base import Measure
 
@@ -57,7 +57,7 @@ def measure_by_bytes(marks: Sequence[Mark], primary: Measure, *, wide: bool) -> 
     front = [{"x": position, "y": height} for position, height in _front_corners(marks)]
     across = x.encoding("x")
     across["scale"] |= {"padding": 14}
-    up = _height(primary).encoding("y")
+    up = _height(marks, primary).encoding("y")
     line = {
         "data": {"values": front},
         "mark": {"type": "line", "color": MUTED, "strokeWidth": 1, "strokeDash": [5, 3]},
@@ -89,7 +89,7 @@ def measure_by_epsilon(marks: Sequence[Mark], primary: Measure, *, wide: bool) -
     across = Axis("Epsilon", domain=domain, is_log=True, ticks=ticks).encoding("epsilon")
     if is_open:
         across["axis"] |= {"labelExpr": f"datum.value > {known[-1] * 1.001} ? 'none' : datum.label"}
-    up = _height(primary).encoding("y")
+    up = _height(marks, primary).encoding("y")
     marks = [replace(mark, color="") for mark in marks]  # a line joins the marks of a family
     lines = {
         "mark": {"type": "line", "strokeWidth": 1.2},
@@ -111,7 +111,7 @@ def _of_marks(
     beyond: float = 0.0,
 ) -> Chart:
     """Marks with their numbers, and bars of one deviation; hollow if they are not on the front."""
-    height = _height(primary)
+    height = _height(marks, primary)
     rows = [_row(mark, beyond) for mark in marks]
     names = [{"field": "number", "title": "Row"}, {"field": "name", "title": "Group"}]
     tooltip = [*names, tip, {"field": "text", "title": height.title}]
@@ -170,8 +170,12 @@ def _families(marks: Sequence[Mark]) -> dict[str, Spec]:
     return {"color": color, "shape": shape}
 
 
-def _height(primary: Measure) -> Axis:
-    return of_measure(primary.label, primary, [100])
+def _height(marks: Sequence[Mark], primary: Measure) -> Axis:
+    """The axis of the measure, around the marks with their bars."""
+    ends = [mark.height + sign * (mark.deviation or 0.0) for mark in marks for sign in (-1, 1)]
+    low, high = min(ends), max(ends)
+    domain = widened(low, high) if primary.is_fraction and high - low < LEAST_POINTS else (low, high)
+    return of_measure(primary.label, primary, ends, domain if domain[0] < domain[1] else None)
 
 
 def _apart(epsilons: Sequence[float]) -> list[float]:

@@ -93,14 +93,14 @@ def render(comparison: Comparison) -> str:
 
 
 def _groups(comparison: Comparison) -> Table:
-    """The groups, numbered as in the plots; members of the Pareto front are strong if they are no chance."""
+    """The groups, numbered as in the plots; that they are on the front is strong if it is no chance."""
     groups = group_table(comparison)
-    first = 1 + groups.num_labels
+    last = len(groups.header)
     return Table(
-        header=["#", *groups.header],
+        header=["#", *groups.header[: groups.num_labels], *map(capitalised, groups.header[groups.num_labels :])],
         rows=[[str(number), *row] for number, row in enumerate(groups.rows, start=1)],
-        numbers_from=first,
-        strong={(place, first) for place, is_clear in enumerate(comparison.groups[IS_CLEAR]) if is_clear},
+        numbers_from=1 + groups.num_labels,
+        strong={(place, last) for place, is_clear in enumerate(comparison.groups[IS_CLEAR]) if is_clear},
         title="Results",
         note=note(comparison),
     )
@@ -109,7 +109,9 @@ def _groups(comparison: Comparison) -> Table:
 def _pivot(comparison: Comparison) -> Table | None:
     if (table := pivot(comparison)) is None:
         return None
-    title, below = primary_in_words(comparison), f"Strong: {BEST_IN_WORDS}."
+    down, *across = comparison.axes
+    title = f"{primary_in_words(comparison)}, by {down} and {', '.join(across)}"
+    below = f"Strong: {BEST_IN_WORDS}."
     return Table(table.header, table.rows, numbers_from=1, strong=table.best, title=title, note=below)
 
 
@@ -140,7 +142,8 @@ def _plots(comparison: Comparison) -> Plots | None:
             drawn, says = measure_by_epsilon(marks, primary, wide=wide), f"{measure} against epsilon"
             pictures.append(picture(drawn, f"e{index}", f"{name} against epsilon", says=says))
     title = f"{measure} against traffic" + ("" if wide else " and rounds")
-    return Plots(title, [] if wide else legend(names), pictures, _plots_note(comparison))
+    drawn_names = {names.index(mark.name) for _, _, marks in facets for mark in marks}
+    return Plots(title, [] if wide else legend(names, drawn_names), pictures, _plots_note(comparison))
 
 
 def _plots_note(comparison: Comparison) -> str:

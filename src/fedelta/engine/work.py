@@ -52,6 +52,18 @@ class ClientSettings(Settings):
             return []
         return [f"`client.schedule.warmup_rounds` is {warmup}, more than `strategy.num_rounds` = {num_rounds}"]
 
+    def departures(self, before: Context, now: Context, rounds_done: int) -> list[str]:
+        """Says that the learning rate of earlier rounds followed another curve; see `Settings.departures`."""
+        planned, longer = before.get("strategy.num_rounds"), now.get("strategy.num_rounds")
+        if all(self.lr_in(round, planned) == self.lr_in(round, longer) for round in range(1, rounds_done + 1)):
+            return []
+        curve = (
+            f"`client.schedule` is a curve over all rounds: up to round {rounds_done} the learning rate came to "
+            f"{self.lr_in(rounds_done, planned):.3g} as for {planned} rounds, from round {rounds_done + 1} on it is "
+            f"that of {longer} rounds, {self.lr_in(rounds_done + 1, longer):.3g} and on"
+        )
+        return [curve]
+
     def in_steps(self, local_steps: int | None) -> ClientSettings:
         """These settings with `local_steps` per round, if the strategy sets it (`Strategy.local_steps`)."""
         return self if local_steps is None else self.model_copy(update={"local_steps": local_steps})

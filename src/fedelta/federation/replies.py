@@ -260,7 +260,7 @@ class Intake:
         spec = federation.forms.spec_of(form)
         if rank not in self._decoders:
             self._decoders[rank] = Decoder(spec, federation.channel.up)
-        delta, groups, flat = self._decoders[rank].decode(reply.payload)
+        delta, flat, groups = self._decoders[rank].decode(reply.payload)
         size = None if flat is None else rough_norm({"flat": flat})
         # The decoder gives the shapes of the specification, and a norm is finite only if all numbers are.
         if size is None or not math.isfinite(size) or tuple(delta) != asked:

@@ -44,15 +44,23 @@ def by_clients(personalization: Mapping[str, Any], measure: Measure) -> list[str
 
 
 def _class_measures(confusion: Confusion) -> Iterator[tuple[str, dict[str, float]]]:
-    """Name and measures of each class, without undefined measures."""
+    """Name and measures of each class, without undefined measures.
+
+    Measures of several models are means. All models answer the same examples, so the mean of their recalls follows from
+    the sums; how often each gave an answer is not known, and so neither is the mean of their precisions.
+    """
     num_answers = [sum(column) for column in zip(*confusion.counts, strict=True)]
     for place, (name, row) in enumerate(zip(confusion.class_names, confusion.counts, strict=True)):
-        measures: dict[str, float] = {"num_examples": sum(row)}
+        measures: dict[str, float] = {"num_examples": _per_model(sum(row), confusion.num_models)}
         if sum(row):
             measures["recall"] = row[place] / sum(row)
-        if num_answers[place]:
+        if num_answers[place] and confusion.num_models == 1:
             measures["precision"] = row[place] / num_answers[place]
         yield name, measures
+
+
+def _per_model(count: int, num_models: int) -> float:
+    return count if num_models == 1 else count / num_models
 
 
 def _values_of_clients(scope: object, key: str) -> list[float]:

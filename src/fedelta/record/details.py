@@ -60,4 +60,7 @@ def _confusion(path: Path) -> Confusion:
             raise RunError(
                 f"{str(path)!r}: `counts` of {name!r} are not {len(names)} whole numbers, one for each class."
             )
-    return Confusion(tuple(map(str, names)), tuple(map(tuple, counts)), sum(map(sum, counts)))
+    num_models = content.get("num_models", 1)
+    if type(num_models) is not int or num_models < 1:
+        raise RunError(f"{str(path)!r}: `num_models` is {num_models!r}, and should be a whole number above 0.")
+    return Confusion(tuple(map(str, names)), tuple(map(tuple, counts)), sum(map(sum, counts)), num_models)

@@ -204,9 +204,9 @@ class JsonLines:
     def readable(self) -> list[Record]:
         """The readable records of rounds, in order."""
         records = []
-        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else (), start=1):
+        for number, line in enumerate(self.lines(), start=1):
             try:
-                record = self._parse(number, line)
+                record = self.parse(number, line)
             except RunError:
                 continue
             if isinstance(record.get("round"), int):
@@ -216,17 +216,30 @@ class JsonLines:
     def read(self) -> list[Record]:
         """All records, in order.
 
-        An unterminated last line is left out: it is being written, or a kill has cut it off.
-
         Raises:
             RunError: a line is not a JSON object; names file and line.
         """
-        if not self.path.exists():
-            return []
-        *lines, _ = self.path.read_bytes().split(b"\n")
-        return [self._parse(number, line) for number, line in enumerate(lines, start=1)]
+        return [self.parse(number, line) for number, line in enumerate(self.lines(), start=1)]
 
-    def _parse(self, number: int, line: bytes) -> Record:
+    def lines(self) -> Iterator[bytes]:
+        """Yields all lines without their ends, in order; reads the file as it goes.
+
+        An unterminated last line is left out: it is being written, or a kill has cut it off.
+        """
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # even if the rest has come by now
+                yield line[:-1]
+
+    def parse(self, number: int, line: bytes) -> Record:
+        """The record in a line.
+
+        Raises:
+            RunError: it is not a JSON object; names the file and `number`.
+        """
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from fedelta.errors import PluginError, RunError
+from fedelta.record.amending import changes_of
 from fedelta.record.audit import End, misfits
 from fedelta.record.compute import Compute, read_compute
 from fedelta.record.details import read_details
@@ -231,6 +232,15 @@ class History:
     def stopped(self) -> str:
         """The sentence with which the privacy budget ended the run; empty if it did not."""
         return str(self.summary.get(STOPPED, ""))
+
+    @cached_property
+    def departures(self) -> list[str]:
+        """In what the run differs from one that had the settings from the start with which it later went on."""
+        return [
+            f"After round {change['round']} the run went on with other settings: {departure}."
+            for change in changes_of(self.path)
+            for departure in change["departures"]
+        ]
 
     @cached_property
     def too_few_sites(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -139,13 +140,10 @@ def mebibytes(num_bytes: float | None) -> str:
 def three_digits(value: float) -> str:
     """At least three significant digits, no exponent.
 
-    >>> [three_digits(x) for x in (0, 0.01234, 1.234, 12.34, 123.4, 12345.6)]
-    ['0', '0.0123', '1.23', '12.3', '123', '12,346']
+    >>> [three_digits(x) for x in (0, 0.0012345, 0.01234, 1.234, 12.34, 123.4, 12345.6)]
+    ['0', '0.00123', '0.0123', '1.23', '12.3', '123', '12,346']
     """
-    if value == 0:
-        return "0"
-    digits = next((digits for bound, digits in ((100, 0), (10, 1), (1, 2), (0.1, 3)) if abs(value) >= bound), 4)
-    return f"{value:,.{digits}f}"
+    return "0" if value == 0 else f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def count(number: int | None) -> str:

@@ -47,13 +47,14 @@ class Origin:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_free(key: str) -> bool:
+    """Whether the setting at a dotted key may be another one in every part of a run, as it changes no result."""
+    return key.startswith(_FREE) or (key.startswith("personalization.") and key not in _HELD_OUT)
+
+
 def settings_of(table: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a configuration, as in `config.toml`; Any: TOML values."""
-    return {
-        key: value
-        for key, value in flatten(table)
-        if not key.startswith(_FREE) and (not key.startswith("personalization.") or key in _HELD_OUT)
-    }
+    return {key: value for key, value in flatten(table) if not is_free(key)}
 
 
 def other_settings(original: Mapping[str, str], current: Mapping[str, str]) -> list[str]:

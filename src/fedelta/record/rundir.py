@@ -26,6 +26,9 @@ exits.json            the cost of an answer at each exit, if the model has exits
 personalization.json  measures of held-out clients before and after fine-tuning, written by `fedelta personalize`
 audit.json            how much of epsilon trials have shown, written by `fedelta audit`
 status.json           what a deployed run is doing, for those who follow it (status.py)
+changes.jsonl         settings that were changed after the run began: after which round, before and after, and in what
+                      the run differs from one that had them from the start (amending.py)
+after-N-rounds/       results of the run when it was finished after N rounds, before it went on
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ SKIPPED = "skipped.csv"
 ADAPTER = "adapter"
 EXITS = "exits.json"
 PERSONALIZATION = "personalization.json"
+CHANGES = "changes.jsonl"
 
 # The name of a run directory while it is being made, with machine and number of the process.
 _UNFINISHED = re.compile(r"\..+\.(?P<machine>[0-9a-f]+)-(?P<pid>\d{1,10})\.partial")
@@ -87,6 +91,7 @@ _FILES = (
     EXITS,
     PERSONALIZATION,
     AUDIT,
+    CHANGES,
 )
 
 

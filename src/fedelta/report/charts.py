@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,9 @@ from fedelta.tasks.base import Measure
 
 FAINT = 0.4  # opacity of what is less important
 MAX_DOTS = 60
+LEAST_POINTS = 5.0  # of an axis in percent
+LETTER = 5.8  # width of a letter of a label, on average
+LONGEST = 30  # letters of a label
 # The width of a picture is that of everything in it, axes included.
 FIT: Spec = {"type": "fit", "contains": "padding"}
 
@@ -45,9 +48,11 @@ class Axis:
         scale: Spec = {"type": "log"} if self.is_log else {"zero": self.has_zero}
         if self.domain is not None:
             scale |= {"domain": list(self.domain), "nice": False}
-        axis: Spec = {"format": "d" if self.is_whole else ",.4~r", "labelOverlap": True, "tickCount": 6}
-        axis |= {"tickMinStep": 1} if self.is_whole else {}
-        axis |= {"values": list(self.ticks)} if self.ticks else {}
+        axis: Spec = {"labelOverlap": True}
+        # With a number of ticks Vega would leave out some of those that are given.
+        axis |= {"values": list(self.ticks)} if self.ticks else {"tickCount": 6}
+        axis |= {"format": ",.4~r"} if self.is_log else {}
+        axis |= {"format": ",d", "tickMinStep": 1} if self.is_whole else {}
         return {"field": field, "type": "quantitative", "title": self.title, "scale": scale, "axis": axis} | others
 
     def tip(self, field: str) -> Spec:
@@ -143,6 +148,8 @@ def of_measure(
 ) -> Axis:
     """The axis of `values` of a measure, in its unit: a fraction from 0 to 100 %, unless all are high.
 
+    An axis around high values spans at least `LEAST_POINTS`, so that one example more or less looks small.
+
     Args:
         label: of what is measured.
         measure: its unit.
@@ -150,9 +157,19 @@ def of_measure(
         domain: first and last value, if they are given.
     """
     known = [value for value in values if math.isfinite(value)]
-    if domain is None and measure.is_fraction and min(known, default=0.0) < 50:
-        domain = (0, 101)
+    if domain is None and measure.is_fraction:
+        low, high = min(known, default=0.0), max(known, default=0.0)
+        if low < 50:
+            domain = (0, 101)
+        elif high - low < LEAST_POINTS:
+            domain = widened(low, high)
     return Axis(axis_title(label, measure), form=".1f" if measure.is_fraction else ",.4~r", domain=domain)
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """`LEAST_POINTS` percent around `low` and `high`, not beyond 100."""
+    top = min(100.0, (low + high + LEAST_POINTS) / 2)
+    return top - LEAST_POINTS, top
 
 
 def of_amount(title: str, positions: Sequence[float], others: Sequence[float] = ()) -> Axis:
@@ -172,6 +189,18 @@ def of_amount(title: str, positions: Sequence[float], others: Sequence[float] = 
     ticks = [step * 10.0**power for power in powers for step in steps]
     first, last = 0.9 * lowest, 1.1 * highest
     return Axis(title, domain=(first, last), is_log=True, ticks=[tick for tick in ticks if first <= tick <= last])
+
+
+def named(most: int = LONGEST) -> Spec:
+    """The labels of an axis of names, of which those longer than `most` letters are cut in the middle."""
+    half = (most - 1) // 2
+    cut = f"slice(datum.label, 0, {half}) + '\N{HORIZONTAL ELLIPSIS}' + slice(datum.label, -{half})"
+    return {"labelExpr": f"length(datum.label) > {most} ? {cut} : datum.label", "labelLimit": 0}
+
+
+def width_of(names: Iterable[str], most: int = LONGEST) -> float:
+    """The width of the longest of these labels in units, about."""
+    return LETTER * min(most, max(map(len, names)))
 
 
 def message(text: str) -> Spec:

@@ -10,7 +10,7 @@ from fedelta.record.history import History
 from fedelta.record.numbers import count
 from fedelta.record.partition import Partition
 from fedelta.report.elements import Picture, picture
-from fedelta.report.plots import label_distribution
+from fedelta.report.plots import label_distribution, share_of_clients
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,22 @@ def _sizes(partition: Partition) -> str:
     num_held = sorted(sum(number > 0 for number in row) for row in partition.counts.values())
     _, several = partition.kind
     holders = "1 client holds" if len(sizes) == 1 else f"{count(len(sizes))} clients hold"
+    num_known, num_all = sum(map(any, zip(*partition.counts.values(), strict=True))), len(partition.class_names)
+    known = f"{num_known} of {count(num_all)}" if num_known < num_all else count(num_all)
+    middle = f" (median {num_held[len(num_held) // 2]})" if num_held[0] < num_held[-1] else ""
     return (
-        f"{holders} {count(sum(sizes))} training examples of {count(len(partition.class_names))} {several}: "
-        f"{count(min(sizes))} to {count(max(sizes))} examples and {num_held[0]} to {num_held[-1]} {several} each "
-        f"(median {num_held[len(num_held) // 2]})."
+        f"{holders} {count(sum(sizes))} training examples of {known} {several}: "
+        f"{_range(min(sizes), max(sizes))} examples and {_range(num_held[0], num_held[-1])} {several} each{middle}."
+        f"{_others(partition)}"
     )
+
+
+def _range(low: int, high: int) -> str:
+    return count(low) if low == high else f"{count(low)} to {count(high)}"
+
+
+def _others(partition: Partition) -> str:
+    """Sentences on clients that are held out, and on those that are not drawn."""
+    num, every = len(partition.held_out), share_of_clients(partition)
+    held_out = f" {count(num)} more {'is' if num == 1 else 'are'} held out." if num else ""
+    return held_out + (f" One client in {every} is drawn." if every > 1 else "")

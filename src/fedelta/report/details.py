@@ -24,7 +24,6 @@ class DetailSection:
 
     Args:
         title: of the section.
-        is_open: whether its parts are unfolded.
         configuration: TOML.
         environment: one row per value.
         citations: BibTeX.
@@ -33,7 +32,6 @@ class DetailSection:
 
     template: ClassVar[str] = "details.html"
     title: str
-    is_open: bool
     configuration: str
     environment: Table
     citations: str
@@ -41,10 +39,10 @@ class DetailSection:
 
 
 def details(run: History, *, titled: bool) -> DetailSection:
-    """The section for `run`: configuration, environment and citations; folded if the page has several runs."""
+    """The section for `run`: configuration, environment and citations."""
     environment = Table(["What", "Value"], list(flatten(run.environment)))
     title = run.name if titled else "Details"
-    return DetailSection(title, not titled, tomli_w.dumps(run.config), environment, run.citations, _skipped(run))
+    return DetailSection(title, tomli_w.dumps(run.config), environment, run.citations, _skipped(run))
 
 
 def _skipped(run: History) -> Table | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedelta.report.drawing import Chart, Spec, style_of, to_live, to_svg
 
 NO_NUMBERS = 1_000_000  # beyond the last column of any table
+_MAX_ROWS = 10  # visible rows of a long table
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class LongTable:
+    """A table whose end is folded if it is long."""
+
+    first: Table
+    rest: Table | None
+
+
+@dataclass(frozen=True)
 class Line:
     """The line of a run in plots.
 
@@ -80,6 +89,13 @@ def picture(chart: Chart, prefix: str, title: str, *, says: str = "", note: str 
     """
     says = says or title
     return Picture(to_svg(chart, prefix, says), to_live(chart), says, title, note, is_wide)
+
+
+def long_table(table: Table) -> LongTable:
+    """`table`, of which all rows after the first ten are folded if they are more than two."""
+    if len(table.rows) <= _MAX_ROWS + 2:
+        return LongTable(table, None)
+    return LongTable(replace(table, rows=table.rows[:_MAX_ROWS]), replace(table, rows=table.rows[_MAX_ROWS:]))
 
 
 def legend(names: Sequence[str], shown: Collection[int] | None = None) -> list[Line]:

@@ -23,7 +23,14 @@ from fedelta.record.privacy import NO_GUARANTEE, why_unknown
 from fedelta.record.status import read_status
 from fedelta.report.exits import read_exits
 
-_SETTING = ("model.source", "tuning.name", "strategy.name", "data.source", "partition.name")
+# Of alternatives the first that the configuration has.
+_SETTING = (
+    ("model.source", "model.architecture.model_type"),
+    ("tuning.name",),
+    ("strategy.name",),
+    ("data.source",),
+    ("partition.name",),
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class Headline:
     Args:
         name: of the run.
         setting: model, methods and data.
-        warnings: on rounds with too few sites, noise that guarantees nothing, and a spent privacy budget.
+        warnings: on rounds with too few sites, noise that guarantees nothing, a spent privacy budget, and settings that
+            changed.
         unfinished: progress of an unfinished run; empty for a finished one.
         progress: rounds, clients and date.
         tiles: six to ten key figures.
@@ -62,7 +70,7 @@ def headline(run: History) -> Headline:
     measure = run.primary
     name = capitalised(f"{run.measured_on} {measure.label}")
     tiles = [
-        Tile(name, shown(run.final, measure), f"best {shown(run.best, measure)}"),
+        _measure_tile(name, run),
         *_exit_tiles(run),
         *_privacy_tiles(run),
         Tile("Tuned parameters", count(run.model.get("tuned_parameters")), _tuned_share(run)),
@@ -71,9 +79,9 @@ def headline(run: History) -> Headline:
         Tile("Saving", saving(run), f"full fine-tuning: {size(run.full_model_bytes)}"),
         Tile("Time", duration(run.wall_seconds), f"peak memory {size(run.peak_memory_bytes)}"),
     ]
-    setting = [str(value) for path in _SETTING if (value := run.value(path)) is not None]
+    setting = [str(value) for paths in _SETTING if (value := _first(run, paths)) is not None]
     without = "" if run.promise is None or run.promise.is_kept else why_unknown(run.promise)
-    warnings = [text for text in (run.too_few_sites, without, run.stopped) if text]
+    warnings = [text for text in (run.too_few_sites, without, run.stopped, *run.departures) if text]
     return Headline(run.name, setting, warnings, _unfinished(run), _progress(run), tiles)
 
 
@@ -88,6 +96,18 @@ def saving(run: History) -> str:
 def is_cheaper(run: History) -> bool:
     """Whether some groups travelled less often than every round."""
     return run.relative_cost is not None and run.relative_cost < 1
+
+
+def _first(run: History, paths: Sequence[str]) -> object:
+    return next((value for path in paths if (value := run.value(path)) is not None), None)
+
+
+def _measure_tile(name: str, run: History) -> Tile:
+    """The tile of the primary measure; a unit of several words stands below the value."""
+    measure = run.primary
+    if " " not in measure.unit:
+        return Tile(name, shown(run.final, measure), f"best {shown(run.best, measure)}")
+    return Tile(name, bare(run.final, measure), f"{measure.unit}; best {bare(run.best, measure)}")
 
 
 def _exit_tiles(run: History) -> list[Tile]:

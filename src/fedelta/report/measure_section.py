@@ -10,20 +10,12 @@ from fedelta.record.details import NUM_EXAMPLES
 from fedelta.record.history import History
 from fedelta.record.numbers import UNKNOWN, bare, capitalised, count, headed, percent, three_digits
 from fedelta.report.confusion import MAX_NUMBERS, matrix, mistakes
-from fedelta.report.elements import Picture, Table, picture
+from fedelta.report.elements import LongTable, Picture, Table, long_table, picture
 from fedelta.tasks.base import Measure
 from fedelta.tasks.details import Confusion, Details, Values
 
-_MAX_ROWS = 10  # visible rows of a long table
+_MAX_MISTAKES = 10
 _SHARES = "Of the examples of each true class, in percent."
-
-
-@dataclass(frozen=True)
-class LongTable:
-    """A table whose end is folded if it is long."""
-
-    first: Table
-    rest: Table | None
 
 
 @dataclass(frozen=True)
@@ -97,13 +89,16 @@ def _parts(run: History, details: Details, prefix: str, *, folded: bool) -> Part
 
 def _matrix(confusion: Confusion, prefix: str) -> Picture:
     says = "Share of each answer among the examples of each true class"
-    note = _SHARES if _has_numbers(confusion) else ""
+    notes = [_SHARES] if _has_numbers(confusion) else []
+    if confusion.num_models > 1:
+        notes.append(f"Each of {confusion.num_models} models of clients answered all examples; counts are their sums.")
+    note = " ".join(notes)
     return picture(matrix(confusion), prefix, "Answers by true class", says=says, note=note)
 
 
 def _mistakes(confusion: Confusion) -> Table | None:
     """A table of the most frequent mistakes, for a matrix that is too large for numbers."""
-    largest = [] if _has_numbers(confusion) else mistakes(confusion, _MAX_ROWS)
+    largest = [] if _has_numbers(confusion) else mistakes(confusion, _MAX_MISTAKES)
     rows = [[true, answer, count(number), percent(share)] for true, answer, number, share in largest]
     header = ["True class", "Taken for", "Examples", "Share of the class"]
     return Table(header, rows, numbers_from=2, title="Most frequent mistakes") if rows else None
@@ -122,10 +117,8 @@ def _worst_first(kind: str, parts: Mapping[str, Values], run: History, empty: Ta
     decisive = _decisive(names, run)
     ordered = sorted(parts.items(), key=lambda part: _rank(part[1], decisive))
     rows = [[label, *(_text(name, values.get(name), run) for name in names)] for label, values in ordered]
-    table = replace(empty, header=[kind, *(_title(name, run) for name in names)], rows=rows, numbers_from=1)
-    if len(rows) <= _MAX_ROWS + 2:
-        return LongTable(table, None)
-    return LongTable(replace(table, rows=rows[:_MAX_ROWS]), replace(table, rows=rows[_MAX_ROWS:]))
+    header = [kind, *(_title(name, run) for name in names)]
+    return long_table(replace(empty, header=header, rows=rows, numbers_from=1))
 
 
 def _decisive(names: Sequence[str], run: History) -> Measure | None:

@@ -47,7 +47,7 @@ def section(run: History, *, titled: bool) -> MistakeSection | None:
     if not path.exists():
         return None
     try:
-        mistakes = [_mistake(entry) for entry in read_json(path)["mistakes"]]
+        mistakes = [_mistake(entry, run.task.name) for entry in read_json(path)["mistakes"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{str(path)!r} does not hold wrong answers: {error!r}.") from error
     if not mistakes:
@@ -57,11 +57,28 @@ def section(run: History, *, titled: bool) -> MistakeSection | None:
     return MistakeSection(title, note, mistakes)
 
 
-def _mistake(entry: Record) -> Mistake:
-    image, probability = str(entry.get("image", "")), entry.get("probability")
+def _mistake(entry: Record, task: str) -> Mistake:
+    image, text, probability = str(entry.get("image", "")), str(entry.get("text", "")), entry.get("probability")
     if image and not _BASE64.fullmatch(image):
         raise ValueError("an image is not the base64 of a small PNG")
     sure = "" if probability is None else f" ({percent(float(probability))})"
-    return Mistake(
-        image, str(entry.get("text", "")), f"row {int(entry['row'])}", entry["true"], f"{entry['answer']}{sure}"
-    )
+    true, answer = str(entry["true"]), str(entry["answer"])
+    if task == "tokens":
+        true, answer = _where_they_differ(text, true, answer)
+    if task == "multi-label":
+        true, answer = true.replace("|", ", "), answer.replace("|", ", ")
+    return Mistake(image, text, f"row {int(entry['row'])}", true, f"{answer}{sure}")
+
+
+def _where_they_differ(text: str, true: str, answer: str) -> tuple[str, str]:
+    """The words with wrong tags, with their tags; all tags if words and tags cannot be told to belong together.
+
+    >>> _where_they_differ("Ada sails to Kiel", "B-PER O O B-LOC", "B-LOC O O O")
+    ('Ada B-PER, Kiel B-LOC', 'Ada B-LOC, Kiel O')
+    """
+    words, truths, answers = text.split(), true.split(), answer.split()
+    if not len(words) == len(truths) == len(answers):
+        return true, answer
+    wrong = [place for place, tag in enumerate(truths) if tag != answers[place]]
+    told = [", ".join(f"{words[place]} {tags[place]}" for place in wrong) for tags in (truths, answers)]
+    return told[0], told[1]

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 
 from fedelta.record.history import History
-from fedelta.record.numbers import MIB, axis_title, capitalised, in_unit
+from fedelta.record.numbers import MIB, axis_title, capitalised, in_unit, mebibytes
 from fedelta.record.partition import Partition
-from fedelta.report.charts import FAINT, FIT, ROUNDS, Axis, Curve, beside, curves, keyed, message, of_amount, of_measure
+from fedelta.report.charts import (
+    FAINT,
+    FIT,
+    LETTER,
+    LONGEST,
+    ROUNDS,
+    Axis,
+    Curve,
+    beside,
+    curves,
+    keyed,
+    message,
+    named,
+    of_amount,
+    of_measure,
+    width_of,
+)
 from fedelta.report.drawing import MUTED, NARROW, SERIES, WIDE, Chart, Spec, style_of
 from fedelta.report.traffic import by_part
 from fedelta.tasks.base import Measure
@@ -78,26 +95,33 @@ def bytes_by_part(run: History) -> Chart:
     """MiB by block or role and direction over the whole run; `headers` are the bytes of payloads besides tensors."""
     parts = by_part(run)
     rows = [
-        {"part": name, "kind": kind, "mib": number / MIB}
+        {"part": name, "kind": kind, "mib": number / MIB, "text": mebibytes(number)}
         for name, (down, up) in parts.items()
         for kind, number in (("down", down), ("up", up))
     ]
-    x = Axis("Sent over the run (MiB)", has_zero=True)
+    # Behind the longest bar there is room for its number.
+    x = Axis("Sent over the run (MiB)", domain=(0, 1.18 * max(map(max, parts.values())) / MIB))
+    color = keyed("", {"down": SERIES[0], "up": SERIES[1]})
     spec = {
         "width": NARROW,
-        "height": {"step": 11},
+        "height": 62 + 28 * len(parts),
         "autosize": FIT,
         "data": {"values": rows},
-        "mark": "bar",
         "encoding": {
-            "y": named_rows("part", list(parts)) | {"axis": ROW_AXIS | {"labelLimit": 170}},
+            "y": named_rows("part", list(parts)),
             "yOffset": {"field": "kind", "sort": ["down", "up"]},
             "x": x.encoding("mib"),
-            "color": keyed("", {"down": SERIES[0], "up": SERIES[1]}),
             "tooltip": [{"field": "part", "title": "Part"}, {"field": "kind", "title": "Direction"}, x.tip("mib")],
         },
+        "layer": [
+            {"mark": "bar", "encoding": {"color": color}},
+            {
+                "mark": {"type": "text", "align": "left", "baseline": "middle", "dx": 3, "fontSize": 9.5},
+                "encoding": {"text": {"field": "text"}},
+            },
+        ],
     }
-    return Chart(spec | {"height": 34 + 26 * len(parts)})
+    return Chart(spec)
 
 
 def participation(run: History) -> Chart:
@@ -144,6 +168,7 @@ def label_distribution(partition: Partition) -> Chart:
     ]
     client = {"field": "client", "title": capitalised("client")}
     across: Spec = {"field": "client", "type": "nominal", "sort": labels, "title": None}
+    few_ticks = {"axis": {"labelOverlap": True, "tickCount": 3, "format": ",d"}}
     hidden = {"axis": {"labels": False, "ticks": False}}
     size = Axis("Examples", has_zero=True, form=",d")
     above = {
@@ -151,12 +176,11 @@ def label_distribution(partition: Partition) -> Chart:
         "height": 85,
         "data": {"values": sizes},
         "mark": {"type": "bar", "color": SERIES[0]},
-        "encoding": {"x": across | hidden, "y": size.encoding("size"), "tooltip": [client, size.tip("size")]},
-    }
-    longest = max(map(len, labels))
-    every = 1 if longest > 3 and len(labels) <= 40 else -(-len(labels) // 25)
-    named = {
-        "axis": {"labelAngle": -45 if longest > 3 else 0, "labelLimit": 110, "ticks": False, "values": labels[::every]}
+        "encoding": {
+            "x": across | hidden,
+            "y": size.encoding("size") | few_ticks,
+            "tooltip": [client, size.tip("size")],
+        },
     }
     kind, names = capitalised(partition.kind[0]), partition.class_names
     below = {
@@ -165,15 +189,14 @@ def label_distribution(partition: Partition) -> Chart:
         "data": {"values": list(_held(partition, shown, labels))},
         "mark": {"type": "rect", "color": SERIES[0]},
         "encoding": {
-            "x": across | {"title": "Client"} | named,
+            "x": across | {"title": "Client", "axis": _client_axis(labels)},
             "y": named_rows("name", names, kind),
-            "opacity": SHADES
-            | {"field": "share", "legend": {"title": "Share of the client's examples", "format": ".0%"}},
+            "opacity": SHADES | {"field": "share", "legend": {"title": "Share of the client's examples, %"}},
             "tooltip": [
                 client,
                 {"field": "name", "title": kind},
                 {"field": "number", "title": "Examples", "format": ",d"},
-                {"field": "share", "title": "Share", "format": ".1%"},
+                {"field": "share", "title": "Share, %", "format": ".1f"},
             ],
         },
     }
@@ -182,13 +205,17 @@ def label_distribution(partition: Partition) -> Chart:
 
 def shown_clients(partition: Partition) -> list[int]:
     """The numbers of the clients that are drawn: all or, of many, one in equal steps."""
-    clients = list(partition.counts)
-    return clients[:: -(-len(clients) // MAX_COLUMNS)]
+    return list(partition.counts)[:: share_of_clients(partition)]
 
 
-# Opacity of a share, from faint to full; nothing is drawn for zero.
-SHADES: Spec = {"type": "quantitative", "scale": {"domain": [0, 1], "range": [0.12, 1]}}
-ROW_AXIS: Spec = {"ticks": False, "labelLimit": 200, "labelOverlap": True, "grid": False}
+def share_of_clients(partition: Partition) -> int:
+    """The step between clients that are drawn: 1 for all of them."""
+    return -(-len(partition.counts) // MAX_COLUMNS)
+
+
+# Opacity of a share in percent, from faint to full; nothing is drawn for zero.
+SHADES: Spec = {"type": "quantitative", "scale": {"domain": [0, 100], "range": [0.12, 1]}}
+ROW_AXIS: Spec = {"ticks": False, "labelOverlap": True, "grid": False} | named()
 
 
 def named_rows(field: str, names: Sequence[str], title: str = "") -> Spec:
@@ -196,12 +223,21 @@ def named_rows(field: str, names: Sequence[str], title: str = "") -> Spec:
     return {"field": field, "type": "nominal", "sort": list(names), "title": title or None, "axis": ROW_AXIS}
 
 
+def _client_axis(labels: Sequence[str]) -> Spec:
+    """Names below each other's columns where they fit, and else inclined; of many only some."""
+    column, label = (WIDE - 200) / len(labels), width_of(labels)
+    is_upright = label + 8 < column or label < 20
+    every = math.ceil((label + 8 if is_upright else 14) / column)
+    axis: Spec = {"labelAngle": 0 if is_upright else -45, "ticks": False, "values": labels[::every]}
+    return axis | named(max(LONGEST, int(column / LETTER) - 2))
+
+
 def _held(partition: Partition, shown: Sequence[int], labels: Sequence[str]) -> Iterator[Spec]:
     for client, label in zip(shown, labels, strict=True):
         of_client = partition.counts[client]
         for name, number in zip(partition.class_names, of_client, strict=True):
             if number:
-                yield {"client": label, "name": name, "number": number, "share": number / sum(of_client)}
+                yield {"client": label, "name": name, "number": number, "share": 100 * number / sum(of_client)}
 
 
 def _rounds(run: History) -> list[float]:

@@ -74,8 +74,14 @@ def _shares(runs: Sequence[History]) -> list[Picture]:
 def _traffic(run: History, prefix: str, title: str) -> Picture:
     """The picture of the bytes by group and direction, with a note on the cost of the backbone."""
     num_clients = len(run.ledger.client_ids)
+    if not run.ledger.backbone_bytes:
+        return _traffic_picture(run, prefix, title, "Nothing is frozen: beside this clients receive nothing.")
     note = f"Once per client, beside this: the frozen backbone, {size(run.ledger.backbone_bytes)}"
     if num_clients:
         clients = "client" if num_clients == 1 else f"{count(num_clients)} clients"
         note += f"; {size(num_clients * run.ledger.backbone_bytes)} for the {clients} that took part"
-    return picture(bytes_by_part(run), prefix, title, says="MiB by part of the model and direction", note=f"{note}.")
+    return _traffic_picture(run, prefix, title, f"{note}.")
+
+
+def _traffic_picture(run: History, prefix: str, title: str, note: str) -> Picture:
+    return picture(bytes_by_part(run), prefix, title, says="MiB by part of the model and direction", note=note)

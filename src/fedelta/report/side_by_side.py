@@ -35,8 +35,8 @@ def side_by_side(runs: Sequence[History]) -> SideBySide:
     """The section for `runs`, which have the same primary measure."""
     has_costs, has_exits = any(map(is_cheaper, runs)), any(run.by_exit for run in runs)
     is_private = any(run.promise is not None for run in runs)
-    header = ["Run", "Rounds", capitalised(runs[0].primary.label), "Best", "Tuned", "MiB per client and round"]
-    header += ["MiB in total", "MiB if fully tuned", "Saving", "Time"]
+    header = ["Run", "Rounds", capitalised(runs[0].primary.label), "Best", "Tuned"]
+    header += ["MiB per client and round, down and up", "MiB in total", "MiB if fully tuned", "Saving", "Time"]
     header += ["Epsilon"] if is_private else []
     header += ["Relative cost"] if has_costs else []
     header += ["Mean over exits"] if has_exits else []

@@ -70,6 +70,16 @@ class Settings(BaseModel):
         """
         return []
 
+    def departures(self, before: Context, now: Context, rounds_done: int) -> list[str]:
+        """In what a run that goes on with other settings differs from one that had them from the start; empty: nothing.
+
+        Args:
+            before: the sections that the rounds so far had.
+            now: those that the next rounds have; only the length of the run and its budget of bytes differ.
+            rounds_done: number of rounds so far.
+        """
+        return []
+
 
 def as_settings(value: object) -> Settings:
     """`value`, typed as its protocol, as the `Settings` that it is.
@@ -95,8 +105,17 @@ def changed(value: T, update: Mapping[str, object]) -> T:
 
 def problems_of(context: Context) -> list[str]:
     """The problems of every setting in a configuration, those inside of others too."""
-    settings = (setting for section in context.sections.values() for setting in settings_in(section))
-    return [problem for setting in settings for problem in setting.problems(context)]
+    return [problem for setting in _all_settings(context) for problem in setting.problems(context)]
+
+
+def departures_of(before: Context, now: Context, rounds_done: int) -> list[str]:
+    """What every setting in a configuration says; see `Settings.departures`."""
+    return [text for setting in _all_settings(now) for text in setting.departures(before, now, rounds_done)]
+
+
+def _all_settings(context: Context) -> Iterator[Settings]:
+    for section in context.sections.values():
+        yield from settings_in(section)
 
 
 def out_of_bounds(table: Table) -> list[str]:

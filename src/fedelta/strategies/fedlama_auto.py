@@ -30,7 +30,7 @@ from fedelta.params import Params, ParamSpec
 from fedelta.settings import Context
 from fedelta.strategies import windows
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
-from fedelta.strategies.windows import Windows, window_problems
+from fedelta.strategies.windows import Windows, window_departures, window_problems
 
 
 class FedLamaAuto(Windows):
@@ -78,6 +78,19 @@ class FedLamaAuto(Windows):
                 "`strategy.tolerance` or `byte_budget_mib`"
             )
         return problems
+
+    def departures(self, before: Context, now: Context, rounds_done: int) -> list[str]:
+        """Says that intervals were chosen for another budget or length of the run; see `Settings.departures`."""
+        departures = window_departures(self, before, now, rounds_done)
+        planned = before.get("strategy.num_rounds")
+        if self.tolerance is None:
+            departures.append(
+                f"the intervals up to round {rounds_done} were chosen so that {planned} rounds keep to the budget of "
+                "'fedlama-auto'; what these sent counts in the budget of the longer run"
+            )
+        elif rounds_done == planned != now.get("strategy.num_rounds"):
+            departures.append(f"after round {rounds_done}, the last, no new intervals were chosen")
+        return departures
 
     def within(
         self, budget_bytes: float, spec: ParamSpec, num_clients: int, exchange_bytes: Callable[[tuple[str, ...]], int]

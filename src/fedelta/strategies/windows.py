@@ -72,6 +72,28 @@ class Windows(Rounds):
         """Reports contradictions with other sections; see `window_problems`."""
         return window_problems(self, context)
 
+    def departures(self, before: Context, now: Context, rounds_done: int) -> list[str]:
+        """Says that a window was cut short by the end of the run; see `window_departures`."""
+        return window_departures(self, before, now, rounds_done)
+
+
+def window_departures(strategy: Windows, before: Context, now: Context, rounds_done: int) -> list[str]:
+    """What the last round of a run did that it would not have done in a longer one; see `Settings.departures`."""
+    planned = before.get("strategy.num_rounds")
+    if planned != rounds_done or now.get("strategy.num_rounds") == planned or strategy.phi == 1:
+        return []
+    if rounds_done % strategy.phi:
+        cut = (
+            f"round {rounds_done} was the last and ended its window of `strategy.phi` = {strategy.phi} rounds early: "
+            "every group travelled in it, and the discrepancies at the end of this window are of fewer steps"
+        )
+        return [cut]
+    if now.get("privacy.unit") == "client":
+        return [
+            f"round {rounds_done} was the last: its discrepancies were not measured, so intervals stay for a window"
+        ]
+    return []
+
 
 def window_problems(strategy: Windows, context: Context) -> list[str]:
     """Problems with the cohort, which needs two clients, and with a length of rounds in `[client]` other than `tau`."""

@@ -37,11 +37,14 @@ class Confusion:
         class_names: in label order.
         counts: one row per true class, one column per predicted class.
         num_examples: sum of all counts.
+        num_models: models that answered every example, over which counts are summed; several if clients have parts of
+            their own.
     """
 
     class_names: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
     num_examples: int
+    num_models: int = 1
 
     def as_record(self) -> dict[str, object]:
         """A dictionary that JSON can hold."""
@@ -49,6 +52,7 @@ class Confusion:
             "class_names": list(self.class_names),
             "counts": [list(row) for row in self.counts],
             "num_examples": self.num_examples,
+            "num_models": self.num_models,
         }
 
 
@@ -133,4 +137,5 @@ def _sum(parts: Sequence[Confusion]) -> Confusion:
     counts = tuple(
         tuple(map(sum, zip(*rows, strict=True))) for rows in zip(*(part.counts for part in parts), strict=True)
     )
-    return Confusion(parts[0].class_names, counts, sum(part.num_examples for part in parts))
+    num_examples, num_models = sum(part.num_examples for part in parts), sum(part.num_models for part in parts)
+    return Confusion(parts[0].class_names, counts, num_examples, num_models)

@@ -23,6 +23,7 @@ from fedelta.data.skipping import Skipped
 from fedelta.data.sources import RawData
 from fedelta.deployment.run.measures import SiteMeasures
 from fedelta.federation.base import Federation, Thorough
+from fedelta.federation.pairs import NO_RANKS
 from fedelta.federation.records import RoundOutcome
 from fedelta.inference.adapter import read_adapter
 from fedelta.params import Params
@@ -93,7 +94,7 @@ class ServerParts:
         The roster is in `partition.json`, which may not change.
         """
         known = evaluated(None if self.bench is None else self.bench.test, self.class_names)
-        known |= {} if self.federation.pairs is None else ranked(self.federation.pairs.ranks)
+        known |= ranked(NO_RANKS if self.federation.pairs is None else self.federation.pairs.ranks)
         settings = settings_of(self.config.to_table({"tuning": self.model.tuning}))
         return Origin(settings, {**self.model.identity, **known})
 

@@ -91,7 +91,11 @@ def _again(hub: Hub, directory: Path, overrides: Iterable[str], out: Path | None
     if submission is None or Path(submission.run) != directory.resolve():
         raise InputError(f"{str(directory)!r} is no deployment of the server {str(hub.path)!r}.")
     if list(overrides) or out is not None:
-        raise InputError(f"{str(directory)!r} goes on as it began; --set and --out do not go with it.")
+        raise InputError(
+            f"{str(directory)!r} goes on as it began; --set and --out do not go with it.",
+            hint="for more rounds deploy the recipe anew, from the model of this one: "
+            f"--set model.adapter={shlex.quote(str(directory / 'adapter'))}",
+        )
     if not submission.is_over:
         raise InputError(
             f"{submission.name} is {submission.state}.", hint=f"fedelta attach {shlex.quote(str(directory))}"
