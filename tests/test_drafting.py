@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import tomllib
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.inference.adapters import write_tokenizer
 from tests.sounds import encoded, tone
 
 from fedelta.cli import main
@@ -102,6 +104,14 @@ def test_a_table_of_texts_names_its_columns(tmp_path, suffix):
     assert found.data == {"text_column": "text", "label_column": "label", "client_column": "hospital"}
 
 
+def test_the_table_of_the_how_to_page_is_understood(tmp_path):
+    write_rows(
+        tmp_path / "letters.jsonl", [{"text": f"t{i}", "topic": "ab"[i % 2], "office": i % 4} for i in range(20)]
+    )
+    found = look(str(tmp_path / "letters.jsonl"))
+    assert found.data == {"text_column": "text", "label_column": "topic", "client_column": "office"}
+
+
 def test_numbers_with_a_point_are_for_regression(tmp_path):
     write_rows(tmp_path / "ages.jsonl", [{"text": f"t{i}", "label": i / 2} for i in range(20)])
     assert look(str(tmp_path / "ages.jsonl")).task == "regression"
@@ -112,6 +122,82 @@ def test_words_with_tags_are_for_the_task_tokens(tmp_path):
     found = look(str(tmp_path / "tags.jsonl"))
     assert (found.kind, found.task) == ("words", "tokens")
     assert found.data == {"words_column": "words", "label_column": "tags"}
+
+
+def write_texts(place: Path) -> str:
+    rows = [{"text": "not a dog" if i % 2 else "the cat sits", "label": "ab"[i % 2], "site": i % 3} for i in range(60)]
+    write_rows(place / "data.jsonl", rows)
+    return "data.jsonl"
+
+
+def write_csv(place: Path) -> str:
+    rows = "".join(f"the {('dog', 'cat')[i % 2]} sits,{('a', 'b')[i % 2]},{i % 3}\n" for i in range(60))
+    (place / "data.csv").write_text(f"text,label,hospital\n{rows}")
+    return "data.csv"
+
+
+def write_tags(place: Path) -> str:
+    write_rows(place / "data.jsonl", [{"words": ["the", "dog"], "tags": ["X", "Y"], "site": i % 3} for i in range(60)])
+    return "data.jsonl"
+
+
+def write_numbers(place: Path) -> str:
+    write_rows(place / "data.jsonl", [{"text": f"the {'dog' * (i % 3)}", "label": i / 7} for i in range(60)])
+    return "data.jsonl"
+
+
+def write_talk(place: Path) -> str:
+    rows = [{"instruction": f"say {i}", "response": str(i), "user": f"u{i % 3}"} for i in range(60)]
+    write_rows(place / "data.jsonl", rows)
+    return "data.jsonl"
+
+
+def write_sounds(place: Path) -> str:
+    for label, hertz in (("yes", 300), ("no", 900)):
+        (place / "data" / label).mkdir(parents=True)
+        for index in range(12):
+            (place / "data" / label / f"{index}.wav").write_bytes(encoded(tone(hertz + 20 * index)))
+    return "data"
+
+
+def write_pictures(place: Path) -> str:
+    write_images(place / "data", ["cat", "dog"], num=12)
+    return "data"
+
+
+def write_parquet(place: Path) -> str:
+    import datasets
+
+    write_images(place / "images", ["cat", "dog"], num=12)
+    rows = [{"image": str(path), "label": path.parent.name} for path in sorted(place.glob("images/*/*.png"))]
+    table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    table.map(lambda row: row).to_parquet(place / "data.parquet")
+    return "data.parquet"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "is_text"),
+    [(write_texts, True), (write_csv, True), (write_tags, True), (write_numbers, True), (write_talk, False),
+     (write_sounds, False), (write_pictures, False), (write_parquet, False)],
+)  # fmt: skip
+def test_what_is_written_is_checked_and_runs(write, is_text, fedelta, tmp_path):
+    source = write(tmp_path)
+    options = []
+    if is_text:
+        from transformers import BertConfig, BertModel
+
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        BertModel(BertConfig(**sizes, vocab_size=20)).save_pretrained(tmp_path / "bert")
+        write_tokenizer(tmp_path / "bert")
+        options = ["--model", "bert"]
+    assert fedelta("new", source, *options)[0] == 0
+    code, out, err = fedelta("check", "data.toml")
+    assert code == 0, err
+    assert "data.toml: good." in out
+    code, _, err = fedelta("run", "data.toml", "--set", "strategy.num_rounds=1", "--quiet", "--out", "run")
+    assert code == 0, err
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_columns_that_do_not_tell_are_asked_for(tmp_path):
@@ -140,6 +226,64 @@ def test_a_file_is_not_overwritten(fedelta, tmp_path):
     assert code == 2
     assert "'digits.toml' exists already, and is not overwritten." in err
     assert (tmp_path / "digits.toml").read_text() == "mine"
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Lets a person at a terminal type these lines."""
+
+    def types(*lines: str) -> None:
+        typed = io.StringIO("".join(f"{line}\n" for line in lines))
+        monkeypatch.setattr(typed, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr(sys, "stdin", typed)
+
+    return types
+
+
+def test_a_person_is_asked_for_data_model_and_clients(fedelta, answers, tmp_path):
+    write_images(tmp_path / "pets", ["cat", "dog"], num=40)
+    answers("pets", "", "5")
+    code, out, _ = fedelta("new")
+    assert code == 0
+    for text in (
+        "data (a folder of images or recordings, or a table): ",
+        "found images: 80 training rows, task classification\n",
+        "model (empty for a small one): ",
+        "number of clients to divide the rows among [8]: ",
+    ):
+        assert text in out
+    table = tomllib.loads((tmp_path / "pets.toml").read_text())
+    assert table["model"]["source"] == "bundled:vit-micro"
+    assert table["partition"] == {"name": "iid", "num_clients": 5}
+
+
+def test_a_person_is_asked_what_folders_are(fedelta, answers, tmp_path):
+    write_images(tmp_path / "scans", [f"{site}/{label}" for site in ("oslo", "rome") for label in ("ill", "well")], 4)
+    answers("scans", "client/label", "bundled:resnet-micro")
+    code, out, _ = fedelta("new", "--set", "tuning.r=2")
+    assert code == 0
+    assert "the folders can be read in 3 ways: 'client/label' (clients 'oslo', 'rome', classes 'ill', 'well');" in out
+    assert "the levels of folders, from the top: " in out
+    assert "number of clients" not in out  # the data name them
+    table = tomllib.loads((tmp_path / "scans.toml").read_text())
+    assert (table["data"]["folders"], table["partition"]) == ("client/label", {"name": "natural"})
+    assert (table["model"]["source"], table["tuning"]["r"]) == ("bundled:resnet-micro", 2)
+
+
+def test_a_person_is_told_what_else_is_wrong_with_data(fedelta, answers, tmp_path):
+    (tmp_path / "empty").mkdir()
+    answers("empty")
+    code, _, err = fedelta("new")
+    assert code == 2
+    assert "'empty'" in err
+    assert not list(tmp_path.glob("*.toml"))
+
+
+def test_folders_that_can_be_read_in_several_ways_come_with_the_option_that_decides(fedelta, tmp_path):
+    write_images(tmp_path / "scans", [f"{site}/{label}" for site in ("oslo", "rome") for label in ("ill", "well")], 4)
+    code, _, err = fedelta("new", "scans")
+    assert code == 2
+    assert "`--set data.folders=client/label`" in err
 
 
 def test_nothing_is_asked_without_a_terminal(fedelta, tmp_path, monkeypatch):

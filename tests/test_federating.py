@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from tests.cards import executed
 from tests.federated import CLIENTS, TEST, cnn, federated, rows
 from tests.small import stop_after, write_small
 from torch import Tensor, nn
@@ -139,6 +140,11 @@ def test_accounting_is_of_the_model_that_runs(result):
     assert "3 classes: 0, 1, 2" in card
     assert "Its base model, `Sequential`, was given as an object" in card
     assert 'from_adapter("path/of/this/directory", model)' in card
+
+
+def test_the_code_in_the_card_answers_for_a_row_of_a_model_that_is_given_again(result, tmp_path):
+    ((said, _),) = executed(result.path / "adapter", tmp_path, model=cnn(), row=TEST[0][0])
+    assert "label=" in said
 
 
 def test_clients_keep_their_names_and_the_page_is_written(result):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from tests.cards import executed
 from tests.inference.adapters import CLASS_NAMES
 from tests.small import stop_after
 from typer.testing import CliRunner
@@ -103,11 +103,11 @@ def result(request, config, tmp_path_factory) -> Result:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_the_stock_path_gives_the_logits_of_a_photograph(result, photograph):
-    card = (result.path / "adapter/README.md").read_text()
-    image, scope = Image.fromarray(photograph), {}
-    code = re.split("```(?:python)?\n", card)[1]
-    exec(code.replace("path/of/this/directory", str(result.path / "adapter")), scope)
+def test_the_stock_path_gives_the_logits_of_a_photograph(result, model, photograph, tmp_path):
+    image = Image.fromarray(photograph)
+    image.save(tmp_path / "image.png")
+    (said, scope), (ours, _) = executed(result.path / "adapter", tmp_path, model)
+    assert f"label='{said}'" in ours
     predictor = Predictor.open(result.path)
     with torch.no_grad():
         theirs = scope["model"](**scope["processor"](image, return_tensors="pt")).logits

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.builders import assert_same_bits
+from tests.cards import executed
 from tests.small import stop_after
 from tests.small_language import dialogues, small_config, write_model, write_table
 from typer.testing import CliRunner
@@ -124,16 +125,11 @@ def test_workers_train_and_evaluate_with_the_same_bits(folder: Path, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
-def test_stock_peft_computes_the_same_logits(result):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from fedelta.models.weights import quiet_transformers
-
-    base = result.assembly.config.model.source
+def test_the_code_in_the_card_computes_the_same_logits_and_answers_alike(result, tmp_path):
+    (said, scope), (ours, _) = executed(result.path / "adapter", tmp_path, result.assembly.config.model.source)
+    stock = scope["model"]
+    assert said == ours
     inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
-    with quiet_transformers():
-        stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), result.path / "adapter").eval()
     assert stock.peft_config["default"].task_type == "CAUSAL_LM"
     with torch.no_grad():
         expected = stock(**inputs).logits
@@ -144,7 +140,6 @@ def test_stock_peft_computes_the_same_logits(result):
 def test_the_template_lies_beside_the_adapter(result):
     text = (result.path / "adapter" / "chat_template.jinja").read_text()
     assert text == Predictor.open(result.path).backbone.modality.template.source
-    assert "AutoModelForCausalLM" in (result.path / "adapter" / "README.md").read_text()
 
 
 def test_the_merged_model_is_a_whole_directory(result, tmp_path: Path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tests.cards import executed
 from tests.inference.adapters import CLASS_NAMES, write
 from tests.small import SMALL
 from tests.sounds import encoded, tone, write_flat
@@ -132,12 +134,15 @@ def read_again(result: Result):
     return read(result.assembly.config.data, seed=3)
 
 
-def test_the_adapter_says_how_recordings_are_read(result):
+def test_the_adapter_says_how_recordings_are_read(result, sounds, tmp_path):
+    shutil.copy(next(sounds.glob("*.wav")), tmp_path / "recording.wav")
     own = json.loads((result.path / "adapter/fedelta.json").read_text())
     assert AudioSettings(**own["audio"]) == AUDIO
     card = (result.path / "adapter/README.md").read_text()
     assert "pipeline_tag: audio-classification" in card
     assert "log-mel spectrograms" in card
+    ((ours, _),) = executed(result.path / "adapter", tmp_path)
+    assert "label=" in ours
     other = Predictor.from_adapter(result.path / "adapter", audio=AUDIO.model_copy(update={"num_frames": 7}))
     assert other.backbone.modality.audio.num_frames == 7
 

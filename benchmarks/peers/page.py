@@ -70,17 +70,18 @@ def summary_table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str, table: str) -> str:
+def with_table(text: str, table: str, comments: tuple[str, str] = (BEGIN, END)) -> str:
     """`text` with `table` between the two comments, in place of what is there.
 
     Raises:
         ValueError: the comments are not there, once each, in this order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"expected {BEGIN!r} and after it {END!r}, once each; put them around the table")
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    first, last = comments
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end or first in rest or last in after:
+        raise ValueError(f"expected {first!r} and after it {last!r}, once each; put them around the table")
+    return f"{before}{first}\n\n{table}\n\n{last}{after}"
 
 
 def _top(results: Results) -> str:

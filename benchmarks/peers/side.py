@@ -163,13 +163,13 @@ def running(
     answer, answer_end = os.pipe()
     with tempfile.TemporaryDirectory(prefix="peers") as home, log.open("ab") as output:
         command = [
-            *(_in_namespace() if side.is_alone else ()),
+            *(in_namespace() if side.is_alone else ()),
             str(interpreter(side, environments)), "-m", f"benchmarks.peers.sides.{side.module}", str(folder),
             "--workers", str(side.workers if workers is None else workers), "--threads", str(threads or 1),
             "--pipes", str(ask_end), str(answer_end),
         ]  # fmt: skip
         process = subprocess.Popen(
-            command, cwd=home, env=_environment(side, home, threads), pass_fds=(ask_end, answer_end),
+            command, cwd=home, env=surroundings(side, home, threads), pass_fds=(ask_end, answer_end),
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
         os.close(ask_end)
@@ -186,14 +186,14 @@ def interpreter(side: Side, environments: Path) -> Path:
     return Path(sys.executable) if side.environment is None else environments / side.environment / "bin" / "python"
 
 
-def _in_namespace() -> list[str]:
+def in_namespace() -> list[str]:
     """Starts a program where loopback is the only network and no process outlives the first."""
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
     alone = ["unshare", *as_root, "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     return [*alone, "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 
 
-def _environment(side: Side, home: str, threads: int | None) -> dict[str, str]:
+def surroundings(side: Side, home: str, threads: int | None) -> dict[str, str]:
     """No telemetry, no network; threads are the side's own choice if it has one."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
     environment |= {

@@ -30,9 +30,25 @@ _MODELS: dict[Kind, str] = {
     "dialogues": "bundled:words-micro",
 }
 # Usual names of columns, in order of preference.
-_LABELS = ("label", "labels", "class", "category", "target", "fine_label", "sentiment", "diagnosis", "intent")
+_LABELS = ("label", "labels", "class", "category", "target", "fine_label", "sentiment", "diagnosis", "intent", "topic")
 _TEXTS = ("text", "sentence", "review", "content", "message", "note", "question", "title")
-_CLIENTS = ("client", "client_id", "site", "hospital", "user", "user_id", "author", "speaker", "writer", "device")
+_CLIENTS = (
+    "client",
+    "client_id",
+    "site",
+    "hospital",
+    "user",
+    "user_id",
+    "author",
+    "speaker",
+    "writer",
+    "device",
+    "office",
+    "clinic",
+    "center",
+    "centre",
+    "institution",
+)
 _PROMPTS, _RESPONSES = ("prompt", "instruction", "question", "input"), ("response", "answer", "output", "completion")
 # Key of section `[data]`, contents of the column, kind and task of the data, usual names where several columns fit.
 _COLUMNS: tuple[tuple[str, tuple[str, ...], Kind, str, tuple[str, ...]], ...] = (

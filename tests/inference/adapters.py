@@ -15,6 +15,9 @@ from fedelta.models.hub import Backbone, build
 from fedelta.models.native import is_native
 from fedelta.models.source import ModelSource
 from fedelta.seeds import stream
+from fedelta.settings.base import as_settings
+from fedelta.tasks.base import Task
+from fedelta.tasks.classification import Classification
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lanes import Lanes
 
@@ -34,18 +37,20 @@ def inputs_of(family: str) -> dict[str, Tensor]:
     }
 
 
-def backbone_of(base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Backbone:
+def backbone_of(base: Path, class_names: tuple[str, ...] = CLASS_NAMES, task: Task | None = None) -> Backbone:
     """The checkpoint `base`, not yet tuned."""
-    return build(ModelSource(source=str(base)), class_names, seed=1)
+    return build(ModelSource(source=str(base)), class_names, seed=1, task=task or Classification())
 
 
-def adapter_of(tuning: TuningMethod, base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> SavedAdapter:
+def adapter_of(
+    tuning: TuningMethod, base: Path, class_names: tuple[str, ...] = CLASS_NAMES, task: Task | None = None
+) -> SavedAdapter:
     """An adapter whose tensors change the logits a lot."""
-    spec = tuning.apply(backbone_of(base, class_names), Lanes(1), stream(0))
+    spec = tuning.apply(backbone_of(base, class_names, task), Lanes(1), stream(0))
     generator = torch.Generator().manual_seed(3)
     params = {name: 0.5 * torch.randn(item.shape, generator=generator) for name, item in spec.tensors.items()}
     params |= {name: tensor.abs() + 0.5 for name, tensor in params.items() if name.endswith("running_var")}
-    return SavedAdapter(tuning, params, str(base), class_names)
+    return SavedAdapter(tuning, params, str(base), class_names, task=task)
 
 
 def write(
@@ -54,13 +59,17 @@ def write(
     tuning: TuningMethod,
     base: Path,
     names: tuple[str, ...] = CLASS_NAMES,
+    modality: str | None = None,
+    task: Task | None = None,
     **recorded: Any,  # `model`, `seed` and `preparation` of `SavedAdapter`
 ) -> SavedAdapter:
     """Writes `adapter_of` to `directory` and returns it."""
-    adapter = replace(adapter_of(tuning, base, names), **recorded)
-    backbone = backbone_of(base, names)
-    modality = "image" if family in IMAGE_FAMILIES else "text"
+    adapter = replace(adapter_of(tuning, base, names, task), **recorded)
+    backbone = backbone_of(base, names, task)
+    modality = modality or ("image" if family in IMAGE_FAMILIES else "text")
     card = {"rounds": 3, "modality": modality, "is_native": is_native(backbone.module)}
+    if adapter.task is not None:
+        card["config"] = {"task": as_settings(adapter.task).model_dump(mode="json")}
     write_adapter(directory, adapter, backbone.anatomy, card)
     return adapter
 

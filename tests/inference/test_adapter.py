@@ -145,24 +145,33 @@ def test_the_card_describes_the_run_and_how_to_load(adapter, tmp_path):
     card = {
         "rounds": 30, "num_clients": 64, "final_accuracy": 0.91257, "uplink_bytes": 3 * 2**20, "wall_seconds": 61.25,
         "best_accuracy": None, "modality": "image", "extra_inputs": {},
-        "config": {"partition": {"name": "dirichlet", "alpha": 0.1}}, "final_loss_nats": 0.3104,
-        "primary_measure": "accuracy",
+        "config": {"partition": {"name": "dirichlet", "alpha": 0.1}, "data": {"source": "/home/me/scans"}},
+        "final_loss_nats": 0.3104, "primary_measure": "accuracy",
         "measures": {"macro_f1": 0.5, "loss_nats": 0.25}, "by_class": {"no": {}}, "by_client": {},
     }  # fmt: skip
     bundled = SavedAdapter(adapter.tuning, adapter.params, "bundled:vit-micro", ("no", "yes"))
     write_adapter(tmp_path / "a", bundled, VIT, card)
     _, header, body = (tmp_path / "a/README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(header) == {
+        "license": "apache-2.0",  # of the base model
         "library_name": "peft",
-        "base_model": "bundled:vit-micro",
+        "metrics": ["f1"],
         "pipeline_tag": "image-classification",
         "tags": ["federated-learning", "fedelta", "lora"],
-    }
+        "model-index": [{
+            "name": "lora adapter",
+            "results": [{
+                "task": {"type": "image-classification"}, "dataset": {"name": "scans", "type": "scans"},
+                "metrics": [{"type": "f1", "value": 0.5, "name": "macro F1"}],
+            }],
+        }],
+    }  # fmt: skip
+    assert "/home/me" not in body
     for row in (
         "| rounds | 30 |", "| clients | 64 |", "| final accuracy | 91.3 % |", "| uplink | 3.00 MiB |",
         "| wall | 1 min 1 s |", "| partition | name dirichlet, alpha 0.1 |", "2 classes: no, yes",
         "| final loss | 0.310 nats per example |", "| measures | macro F1 50.0 %, loss 0.250 nats per example |",
-        'str(bundled_path("vit-micro")), dtype="float32", num_labels=2,',
+        'source = Path("path/of/this/directory"), str(bundled_path("vit-micro"))', "id2label=dict(enumerate(names))",
     ):  # fmt: skip
         assert row in body.replace("\N{NARROW NO-BREAK SPACE}", " ")
     for absent in ("best accuracy", "primary measure", "by class", "by client"):

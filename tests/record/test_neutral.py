@@ -12,7 +12,7 @@ from pandas import DataFrame
 from fedelta.comparison.tables import Field, to_csv
 from fedelta.inference.card import render
 from fedelta.modalities.settings import Preparation
-from fedelta.record.neutral import cell, code, latex, line, markdown, yaml
+from fedelta.record.neutral import cell, code, latex, line, markdown
 
 FORMULAS = (
     "=1+1",
@@ -68,12 +68,6 @@ def test_a_line_and_a_span_of_code_cannot_be_left():
     assert code("plain") == "`plain`"
 
 
-def test_a_text_in_yaml_is_read_as_it_is():
-    for text in ('a: "b" # c', "back\\slash", "emoji \N{GRINNING FACE} \u00e9", "- x"):
-        assert pyyaml.safe_load(f"key: {yaml(text)}") == {"key": text}
-    assert pyyaml.safe_load(f"key: {yaml(chr(0x85) + 'x' + chr(0x7F))}") == {"key": " x\ufffd"}
-
-
 def test_a_model_card_renders_no_name_of_a_class_a_model_or_a_client():
     names = ("<b>bold</b>", "[link](http://a.b)", "a\n## title", "=1+1")
     config = {
@@ -85,8 +79,7 @@ def test_a_model_card_renders_no_name_of_a_class_a_model_or_a_client():
     card = {"num_clients": 3, "config": config, "modality": "image"}
     text = render("lora", base, names, card, has_weights=True, preparation=Preparation())
     front, _, body = text.removeprefix("---\n").partition("\n---\n")
-    assert pyyaml.safe_load(front)["base_model"] == 'x" --- evil: `true` <s>'
-    assert "evil" not in pyyaml.safe_load(front)
+    assert pyyaml.safe_load(front).keys() <= {"library_name", "pipeline_tag", "tags"}  # it is no name on the hub
     prose = body.partition("```python")[0]
     for tag in ("<b>", "<i>", "<u>", "](http://a"):
         assert tag not in prose

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedelta.cli.base import Overrides, loading, out_console
-from fedelta.errors import InputError
+from fedelta.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from fedelta.drafting import Found, Kind
 
 
 def new(  # noqa: PLR0917 the command line's, all options
@@ -37,13 +40,13 @@ def new(  # noqa: PLR0917 the command line's, all options
     if out.exists():
         raise InputError(f"{str(out)!r} exists already, and is not overwritten.", hint="give another with `--out`.")
     with loading(None):
-        from fedelta.drafting import KINDS, draft, look
+        from fedelta.drafting import KINDS, draft
 
     chosen = next((name for name in KINDS if name == kind), None)
     if kind is not None and chosen is None:
         raise InputError(f"`--kind` is {kind!r}, expected one of {', '.join(KINDS)}.")
     if asks:
-        found = look(source, chosen)
+        found, overrides = _looked(source, chosen, overrides or [])
         out_console.print(f"found {found}", highlight=False, soft_wrap=True)
         model = model or typer.prompt("model (empty for a small one)", default="", show_default=False) or None
         if not found.num_clients and clients is None:
@@ -55,3 +58,17 @@ def new(  # noqa: PLR0917 the command line's, all options
     except OSError as error:
         raise InputError(f"{str(out)!r} cannot be written: {error.strerror or error}.") from error
     out_console.print(f"{found}\nwrote {out}; next: fedelta check {out}", highlight=False, soft_wrap=True)
+
+
+def _looked(source: str, kind: Kind | None, overrides: list[str]) -> tuple[Found, list[str]]:
+    """What the data are, and the overrides with the answer where folders can be read in several ways."""
+    from fedelta.drafting import draft
+
+    try:
+        return draft(source, kind=kind, overrides=overrides)[1], overrides
+    except DataError as error:
+        if "data.folders" not in (error.hint or ""):
+            raise
+        out_console.print(error.message, highlight=False, soft_wrap=True)
+    overrides = [*overrides, f"data.folders={typer.prompt('the levels of folders, from the top')}"]
+    return draft(source, kind=kind, overrides=overrides)[1], overrides

@@ -81,7 +81,7 @@ def _others(names: Sequence[str], splits: Sequence[str]) -> list[str]:
 
 def _ambiguous(places: Sequence[Place], levels: Sequence[str], is_open: Sequence[int]) -> DataError:
     names = _names_by_level(places)
-    readings = []
+    readings, settings = [], []
     for client, label in [*itertools.permutations(is_open, 2), (None, is_open[0])]:
         reading = [UNUSED if place in is_open else level for place, level in enumerate(levels)]
         reading[label] = LABEL
@@ -89,10 +89,11 @@ def _ambiguous(places: Sequence[Place], levels: Sequence[str], is_open: Sequence
         if client is not None:
             reading[client] = CLIENT
             words = f"clients {listed(names[client], _NUM_SHOWN)}, {words}"
-        readings.append(f"{as_setting(_without_end(reading))!r} ({words})")
+        settings.append(as_setting(_without_end(reading)))
+        readings.append(f"{settings[-1]!r} ({words})")
     return DataError(
         f"the folders can be read in {len(readings)} ways: {'; '.join(readings)}",
-        hint="set `data.folders` to the right one",
+        hint=f"set `data.folders` to the right one: `--set data.folders={settings[0]}`, or in section `[data]`",
     )
 
 

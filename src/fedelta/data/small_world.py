@@ -213,20 +213,25 @@ def _sounds(_: Chance) -> list[dict[str, str]]:
     return [{"of": animal, "answer": sound} for animal, sound in SOUNDS.items()]
 
 
+def _after(period: str, rows: Callable[[Chance], list[dict[str, str]]]) -> Question:
+    """What follows a day or a month."""
+    return Question(
+        rows,
+        (
+            f"Tell me the {period} after {{of}}.",
+            f"Which {period} comes behind {{of}}?",
+            f"What {period} follows {{of}}?",
+        ),
+        (f"Which {period} comes after {{of}}?", f"Tell me the {period} that follows {{of}}."),
+    )
+
+
 QUESTIONS = {
     "where": Question(_whereabouts, ("{name} was in the {first}. Then {name} went to the {last}. Where is {name}?",)),
     "colour": Question(_colours, ("{told} What colour is the {thing}?",)),
     "sum": Question(_sums, ("How much is {left} and {right}?", "Add {left} and {right}.")),
-    "day": Question(
-        _days,
-        ("Tell me the day after {of}.", "Which day comes behind {of}?", "What day follows {of}?"),
-        ("Which day comes after {of}?", "Tell me the day that follows {of}."),
-    ),
-    "month": Question(
-        _months,
-        ("Tell me the month after {of}.", "Which month comes behind {of}?", "What month follows {of}?"),
-        ("Which month comes after {of}?", "Tell me the month that follows {of}."),
-    ),
+    "day": _after("day", _days),
+    "month": _after("month", _months),
     "opposite": Question(
         _opposites,
         ("Give the opposite of {of}.", "What is not {of}?", "Tell me the opposite of {of}."),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 
+from fedelta.inference.metadata import header
+from fedelta.inference.origin import origin_of
+from fedelta.inference.snippets import BASE, Subject, block, ours, stock
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
 from fedelta.modalities.table import MODALITIES
 from fedelta.privacy.shown import shown_epsilon
 from fedelta.record import numbers
-from fedelta.record.neutral import code, markdown, yaml
+from fedelta.record.neutral import code, markdown
 from fedelta.record.privacy import COVERED, FROM_COHORTS, NOT_COVERED
 from fedelta.settings.paths import IN_PYTHON, is_in_python
 from fedelta.tasks.base import Loader, Measure, Task
@@ -23,17 +27,6 @@ _UNLISTED = frozenset({
     "measures_of_sites", "too_few_sites", "privacy", "epsilon_note", "stopped",
 })  # fmt: skip
 _NUM_NAMES = 20  # class names that are shown
-_OURS = (
-    "With fedelta:\n",
-    "```python",
-    "from fedelta.inference.predict import Predictor",
-    'Predictor.from_adapter("path/of/this/directory").predict([...])',
-    "```",
-)
-_GIVEN = (*_OURS[:3], 'Predictor.from_adapter("path/of/this/directory", model).predict([...])', "```")
-_OURS_WORDS = (*_OURS[:3], 'print(Predictor.from_adapter("path/of/this/directory").generate(["..."]))', "```")
-
-
 _HEADLESS = """
 The head was not trained and is not in this directory: it is that of the base model. fedelta reorders it to the classes
 above by name or, if the base model has none for them, initialises it from the seed in `fedelta.json`. Stock PEFT does
@@ -63,9 +56,21 @@ def render(
         has_weights: whether `base` gives the base model's weights; False for random weights and replaced norms.
         preparation: how examples became inputs.
     """
+    task, loader, source = _task(card), _loader(card), str(_section(_section(card, "config"), "model").get("source"))
+    origin, extra = origin_of(base), card.get("extra_inputs")
+    subject = Subject(
+        origin,
+        str(card.get("modality") or ""),
+        task,
+        class_names,
+        preparation,
+        is_given=is_in_python(source) and not base,
+        is_native=bool(card.get("is_native")),
+        extra_inputs=extra if isinstance(extra, Mapping) else {},
+    )
     return "\n".join([
-        *_header(tuning_name, base, card),
-        f"# {tuning_name} adapter" + (f" of {code(base)}\n" if base else "\n"),
+        *header(tuning_name, origin, card, task, loader.pipeline_tag if loader is not None else None),
+        f"# {tuning_name} adapter" + (f" of {code(origin.name)}\n" if base else "\n"),
         "Fine-tuned with [fedelta](https://pypi.org/project/fedelta/) across clients that kept their data: only the",
         "tensors in this directory were sent.\n",
         *([f"{len(class_names)} {_task(card).output[1]}: {_shortened(class_names)}\n"] if class_names else []),
@@ -75,25 +80,10 @@ def render(
         *_preparation(card, preparation),
         *_privacy(card),
         "\n## Loading\n",
-        *_loading(tuning_name, base, class_names, card, has_weights=has_weights, preparation=preparation),
+        *_origin(subject, source),
+        *_loading(tuning_name, subject, loader, has_weights=has_weights),
         "",
     ])  # fmt: skip
-
-
-def _header(tuning_name: str, base: str, card: Mapping[str, object]) -> list[str]:
-    loader = _loader(card)
-    return [
-        "---",
-        "library_name: peft",
-        *([f"base_model: {yaml(base)}"] if base else []),
-        *([f"pipeline_tag: {loader.pipeline_tag}"] if loader is not None and loader.pipeline_tag else []),
-        "tags:",
-        "- federated-learning",
-        "- fedelta",
-        f"- {tuning_name}",
-        "---",
-        "",
-    ]
 
 
 def _shortened(names: tuple[str, ...]) -> str:
@@ -152,7 +142,8 @@ def _text(key: str, value: object, measures: Mapping[str, Measure]) -> str:
     elif isinstance(value, int) and not isinstance(value, bool):
         text = numbers.count(value)
     else:
-        text = markdown(str(value))
+        # A card may be published: a path of this machine is nobody else's business.
+        text = markdown(Path(value).name if isinstance(value, str) and Path(value).is_absolute() else str(value))
     return text
 
 
@@ -213,90 +204,40 @@ def _loader(card: Mapping[str, object]) -> Loader | None:
     return _task(card).loader(str(card.get("modality")))
 
 
-def _loading(
-    tuning_name: str,
-    base: str,
-    class_names: tuple[str, ...] | None,
-    card: Mapping[str, object],
-    *,
-    has_weights: bool,
-    preparation: Preparation,
-) -> list[str]:
-    loader, source = _loader(card), str(_section(_section(card, "config"), "model").get("source"))
-    is_given = is_in_python(source) and not base
+def _loading(tuning_name: str, subject: Subject, loader: Loader | None, *, has_weights: bool) -> list[str]:
+    own = ["With fedelta:\n", *block(ours(subject))]
     if tuning_name != "lora":
         return [
             f"Stock PEFT cannot load this directory: it does not know the tuning method `{tuning_name}`.",
             "The tensors in `adapter_model.safetensors` are named by their paths in the tuned model, after",
             "`base_model.model.`; `fedelta.json` holds the tuning settings.\n",
-            *(_given(source) if is_given else _OURS),
+            *own,
         ]
-    if is_given:
-        return _given(source)
+    if subject.is_given:
+        return own
     if not has_weights or loader is None:
         return [
             "The weights of its base model are random, its batch norms were replaced, or it has no name, so stock",
             "PEFT cannot load the same weights. `fedelta.json` holds the model and the seed, if the run knew them.\n",
-            *_OURS,
+            *own,
         ]
-    if loader.dialogue is not None:
-        return [*_stock_words(loader.auto_class, base), *_OURS_WORDS]
-    num_outputs = _task(card).num_outputs(class_names or ())
-    labels = f", num_labels={num_outputs}" if num_outputs else ""
-    lines = _stock(loader.auto_class, base, labels, card, has_processor=preparation.processor is not None)
-    extra = card.get("extra_inputs")
-    if isinstance(extra, Mapping) and extra:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in extra.items())
+    lines = ["With stock PEFT:\n", *block(stock(loader, subject)), ""]
+    if subject.extra_inputs:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in subject.extra_inputs.items())
         lines += [
             "It was trained with another image size than the base model, with interpolated position embeddings;",
             f"call it as `model(pixel_values, {arguments})`.\n",
         ]
-    return [*lines, *_OURS]
+    return [*lines, *own]
 
 
-def _given(source: str) -> list[str]:
-    """How to load the adapter of a base model that was an object."""
-    name = code(source.removeprefix(IN_PYTHON))
-    return [f"Its base model, {name}, was given as an object: give it again, as it was before the run.\n", *_GIVEN]
-
-
-def _stock_words(auto: str, base: str) -> list[str]:
-    """Code that loads the adapter of a language model with stock PEFT."""
-    is_bundled = base.startswith("bundled:")
-    source = f"str(bundled_path({yaml(base.removeprefix('bundled:'))}))" if is_bundled else yaml(base)
-    return [
-        "With stock PEFT:\n",
-        "```python",
-        "from peft import PeftModel",
-        f"from transformers import {auto}, AutoTokenizer",
-        *(["from fedelta import bundled_path"] if is_bundled else []),
-        "",
-        f"base = {source}",
-        f'model = PeftModel.from_pretrained({auto}.from_pretrained(base, dtype="float32"), "path/of/this/directory")',
-        "tokenizer = AutoTokenizer.from_pretrained(base)",
-        'tokenizer.chat_template = open("path/of/this/directory/chat_template.jinja").read()',
-        "```\n",
-    ]
-
-
-def _stock(auto: str, base: str, labels: str, card: Mapping[str, object], *, has_processor: bool) -> list[str]:
-    """Code that loads the adapter with stock PEFT."""
-    bundled = base.startswith("bundled:")
-    source = f"str(bundled_path({yaml(base.removeprefix('bundled:'))}))" if bundled else yaml(base)
-    helpers = ["bundled_path"] * bundled + ["register_networks"] * bool(card.get("is_native"))
-    return [
-        "With stock PEFT:\n",
-        "```python",
-        "from peft import PeftModel",
-        f"from transformers import {', '.join(['AutoImageProcessor'] * has_processor + [auto])}",
-        *([f"from fedelta import {', '.join(helpers)}"] if helpers else []),
-        "",
-        *(["register_networks()  # the base model is one of fedelta's own"] if card.get("is_native") else []),
-        f"base = {auto}.from_pretrained(",
-        # Without a dtype, transformers uses the checkpoint's, and half precision changes the logits.
-        f'    {source}, dtype="float32"{labels}, ignore_mismatched_sizes=True',
-        ")",
-        'model = PeftModel.from_pretrained(base, "path/of/this/directory").eval()',
-        *(['processor = AutoImageProcessor.from_pretrained("path/of/this/directory", backend="pil")'] * has_processor),
-        "```\n",
-    ]
+def _origin(subject: Subject, source: str) -> list[str]:
+    """Where the base model has to be found."""
+    origin = subject.origin
+    if subject.is_given:
+        name = code(source.removeprefix(IN_PYTHON))
+        return [f"Its base model, {name}, was given as an object: give it again, as it was before the run.\n"]
+    if not origin.folder:
+        return []
+    parent = f" Its `config.json` says that it was loaded from {code(origin.parent)}." if origin.parent else ""
+    return [f"Its base model is a directory, {code(origin.folder)}: put its path in place of `{BASE}`.{parent}\n"]

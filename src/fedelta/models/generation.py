@@ -120,7 +120,10 @@ class Speaker:
 
 @contextmanager
 def _without_own_settings(module: Any) -> Iterator[None]:  # Any: a model of transformers
-    """A context without the checkpoint's settings, such as a penalty, which `generate` adds to those it is given."""
+    """A context without the checkpoint's settings, such as a penalty, which `generate` adds to those it is given.
+
+    Shown by findings/transformers_a_configuration_of_ones_own_is_filled_up.sh.
+    """
     from transformers import GenerationConfig
 
     own = module.generation_config

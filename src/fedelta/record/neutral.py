@@ -83,12 +83,6 @@ def code(text: str) -> str:
     return f"{fence} {plain} {fence}" if longest else f"{fence}{plain}{fence}"
 
 
-def yaml(text: str) -> str:
-    """`text` as a YAML string in double quotes."""
-    escaped = line(text).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
 def _is_number(text: str) -> bool:
     try:
         float(text)
