@@ -1,20 +1,23 @@
 """Measures pages in headless Chromium: when they are painted, and what axe-core says about them.
 
-    python -m benchmarks.pages paint one.html other.html ...          # interleaved; median milliseconds of each
+    python -m benchmarks.pages write RUN                              # seconds to write the page of a run
+    python -m benchmarks.pages paint one.html other.html ...          # interleaved; milliseconds of each
     python -m benchmarks.pages axe AXE_MIN_JS one.html other.html ... # exits with 1 if a finding is serious or critical
     python -m benchmarks.pages shots FOLDER one.html other.html ...   # at 400 and 1,200 px, light and dark
 
-Needs `pip install playwright` and a Chromium in PATH; axe-core is the file `axe.min.js` of its npm package. The tests
-need none of them.
+All but `write` need `pip install playwright` and a Chromium in PATH; axe-core is the file `axe.min.js` of its npm
+package. The tests need none of them.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 WIDTHS, SCHEMES, REPEATS = (400, 1200), ("light", "dark"), 15
@@ -30,9 +33,11 @@ _WATCH = """addEventListener('DOMContentLoaded', () => {
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
+    command, *rest = arguments
+    if command == "write":
+        return write(Path(rest[0]))
     from playwright.sync_api import sync_playwright
 
-    command, *rest = arguments
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         try:
@@ -45,8 +50,19 @@ def main(arguments: Sequence[str]) -> int:
             browser.close()
 
 
+def write(run: Path) -> int:
+    """Prints the seconds to write the page of a run, that of reading its files included."""
+    from fedelta.report.writing import write_report
+
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        write_report(run, Path(folder) / "report.html")
+        print(f"{run}: {time.perf_counter() - begin:.1f} s")
+    return 0
+
+
 def paint(browser: Any, files: Sequence[str]) -> int:
-    """Prints the median milliseconds to the first contentful paint, and until everything is there."""
+    """Prints the milliseconds to the first contentful paint, and the median until everything is there."""
     seen: dict[str, list[tuple[float, float]]] = {file: [] for file in files}
     for _ in range(REPEATS):
         for file in files:
@@ -55,9 +71,13 @@ def paint(browser: Any, files: Sequence[str]) -> int:
             seen[file].append((times["paint"], times["whole"]))
             page.context.close()
     for file, times in seen.items():
-        first, whole = (median(part) for part in zip(*times, strict=True))
+        paints, wholes = (sorted(part) for part in zip(*times, strict=True))
+        shown = ", ".join(f"{value:.0f}" for value in (paints[0], quantiles(paints)[0], median(paints)))
         kibibytes = Path(file).stat().st_size / 1024
-        print(f"{file}: painted after {first:.0f} ms, whole after {whole:.0f} ms, {kibibytes:.0f} KiB")
+        print(
+            f"{file}: painted after {shown} ms (fastest, first quartile, median), whole after {median(wholes):.0f} ms, "
+            f"{kibibytes:.0f} KiB"
+        )
     return 0
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from tests.comparison.invented import METHODS, invented
 from tests.report.pages import Page, svgs
 
+from fedelta.comparison.figures import _apart_in_height
 from fedelta.comparison.page import render
 
 SIX = [f"m{number}" for number in range(6)]
@@ -65,3 +68,13 @@ def test_what_is_strong_is_the_front_and_no_measure():
     strong = page.texts["strong"]
     assert "front" in strong
     assert not any("±" in text for text in strong)
+
+
+def test_numbers_of_marks_at_one_place_do_not_cover_each_other():
+    # Four groups that send as much as each other, two of which are equally good.
+    rows = [{"number": str(number), "x": 1.0, "y": height} for number, height in enumerate((10.0, 90.0, 90.0, 91.0))]
+    heights = [row["beside"] for row in _apart_in_height([*rows, {"number": "far", "x": 9.0, "y": 90.5}], "x")]
+    assert heights[0] == 10.0
+    apart = sorted(heights[:4])
+    assert min(later - before for before, later in pairwise(apart)) >= 0.04 * 81 - 1e-9
+    assert heights[4] == 90.5

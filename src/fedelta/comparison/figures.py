@@ -10,11 +10,14 @@ from fedelta.privacy.shown import shown_epsilon
 from fedelta.record.numbers import MIB, bare, in_unit, mebibytes
 from fedelta.report.charts import FIT, LEAST_POINTS, ROUNDS, Axis, Curve, curves, keyed, of_amount, of_measure, widened
 from fedelta.report.drawing import HEIGHT, MUTED, NARROW, SERIES, WIDE, Chart, Spec
+from fedelta.report.exit_plots import spread
 from fedelta.tasks.base import Measure
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 # With more marks than this the plot is wide, and curves would not be told apart.
 MAX_NAMES = 12
+_LINE = 0.04  # height of a number, as a share of the heights of all marks
+_BESIDE = 1.04  # marks whose places differ by less than this factor stand above each other
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def _of_marks(
 ) -> Chart:
     """Marks with their numbers, and bars of one deviation; hollow if they are not on the front."""
     height = _height(marks, primary)
-    rows = [_row(mark, primary, beyond) for mark in marks]
+    rows = _apart_in_height([_row(mark, primary, beyond) for mark in marks], across["field"])
     names = [{"field": "number", "title": "Row"}, {"field": "name", "title": "Group"}]
     tooltip = [*names, tip, {"field": "text", "title": height.title}]
     up = up | {"scale": up["scale"] | {"padding": 12}}
@@ -132,7 +135,7 @@ def _of_marks(
         },
         {
             "mark": {"type": "text", "align": "left", "dx": 7, "dy": -6, "fontSize": 10},
-            "encoding": place | {"text": {"field": "number"}},
+            "encoding": {"x": across, "y": up | {"field": "beside"}, "text": {"field": "number"}},
         },
     ]
     size = {"width": WIDE if wide else NARROW, "height": HEIGHT + (120 if wide else 20), "autosize": FIT}
@@ -161,6 +164,21 @@ def _row(mark: Mark, primary: Measure, beyond: float) -> Spec:
         "low": mark.height - mark.deviation,
         "high": mark.height + mark.deviation,
     }
+
+
+def _apart_in_height(rows: Sequence[Spec], field: str) -> list[Spec]:
+    """The rows with the heights of their numbers, which do not cover each other at marks of about the same `field`."""
+    low, high = (end(row["y"] for row in rows) for end in (min, max))
+    columns: list[list[Spec]] = []
+    for row in sorted(rows, key=lambda row: row[field]):
+        if not columns or row[field] > _BESIDE * columns[-1][0][field]:
+            columns.append([])
+        columns[-1].append(row)
+    beside: dict[str, float] = {}
+    for column in columns:
+        heights = spread([row["y"] for row in column], _LINE * (high - low), low, high)
+        beside |= {row["number"]: height for row, height in zip(column, heights, strict=True)}
+    return [row | {"beside": beside[row["number"]]} for row in rows]
 
 
 def _families(marks: Sequence[Mark]) -> dict[str, Spec]:

@@ -143,13 +143,14 @@ def _plots(comparison: Comparison) -> Plots | None:
             pictures.append(picture(drawn, f"e{index}", f"{name} against epsilon", says=says))
     title = f"{measure} against traffic" + ("" if wide else " and rounds")
     drawn_names = {names.index(mark.name) for _, _, marks in facets for mark in marks}
-    return Plots(title, [] if wide else legend(names, drawn_names), pictures, _plots_note(comparison))
+    return Plots(title, [] if wide else legend(names, drawn_names), pictures, _plots_note(comparison, wide=wide))
 
 
-def _plots_note(comparison: Comparison) -> str:
+def _plots_note(comparison: Comparison, *, wide: bool) -> str:
     parts = ["Filled marks and the dashed line: the Pareto front."]
     if comparison.groups[comparison.measures[0].in_groups[1]].notna().any():
-        parts.append("Bars and bands: one standard deviation over the seeds; curves: their mean.")
+        bars = "Bars" if wide else "Bars and bands"
+        parts.append(f"{bars}: one standard deviation over the seeds{'' if wide else '; curves: their mean'}.")
     return " ".join([*parts, "Numbers: rows of the table."])
 
 

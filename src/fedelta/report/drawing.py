@@ -121,6 +121,8 @@ def to_svg(chart: Chart, prefix: str, description: str) -> str:
     svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)  # the picture as a whole is told, not its parts
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"| class="[^"]*"| pointer-events="none"', "", svg)
     svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)
+    # A tenth of a unit is thinner than a pixel, and curves of long runs are most of a page.
+    svg = re.sub(r' (?:d|transform)="[^"]*"', lambda part: re.sub(r"(\.\d)\d+", r"\1", part[0]), svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(paragraphs(description))}"', 1)
 
 

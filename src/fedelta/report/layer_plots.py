@@ -131,7 +131,7 @@ def _crossing_mark(delta: np.ndarray, rest: np.ndarray, x: Axis, y: Axis) -> lis
         "",
         {"δ: discrepancy of the first l groups": SERIES[0], "1 \N{MINUS SIGN} λ: parameters of the others": SERIES[1]},
     )
-    key["legend"] |= {"symbolType": "square", "symbolOpacity": 1, "columns": 1}
+    key["legend"] |= {"symbolType": "square", "symbolOpacity": 1, "symbolStrokeWidth": 0, "columns": 1}
     names = [{"kind": name} for name in key["scale"]["domain"]]
     return [
         {"data": {"values": names}, "mark": {"type": "point", "opacity": 0}, "encoding": {"fill": key}},
