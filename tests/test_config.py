@@ -161,7 +161,7 @@ def test_all_problems_are_in_one_message():
         ),
         (
             {"strategy": {"clients_per_round": 4, "mean": {"name": "trimmed", "fraction": 0.2}}},
-            "`strategy.mean.fraction` is 0.2, which leaves out none of `strategy.clients_per_round` = 4",
+            "`strategy.mean.fraction` is 0.2, which is less than one of `strategy.clients_per_round` = 4",
         ),
         (
             {"codec": {"up": "int8"}},

@@ -96,3 +96,17 @@ def test_a_cohort_that_is_too_small_for_the_bad_clients_is_refused(name: str):
     }
     with pytest.raises(ConfigError, match=rf"'{name}', which needs at least \d+ replies to leave 3 bad ones out"):
         parse_config(table)
+
+
+@pytest.mark.parametrize("num_chosen", [6, 7])
+def test_more_chosen_than_there_are_good_clients_are_refused(num_chosen: int):
+    mean = {"name": "multi-krum", "num_chosen": num_chosen}
+    table = {
+        "model": {"source": "bundled:vit-micro"},
+        "data": {"source": "digits"},
+        "partition": {"name": "iid", "num_clients": 9},
+        "strategy": {"name": "fedavg", "clients_per_round": 6, "mean": mean},
+    }
+    with pytest.raises(ConfigError, match=rf"`strategy.mean.num_chosen` is {num_chosen}, expected at most 5"):
+        parse_config(table)
+    parse_config(table | {"strategy": {**table["strategy"], "mean": mean | {"num_chosen": 5}}})

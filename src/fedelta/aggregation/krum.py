@@ -82,7 +82,16 @@ class MultiKrum(Settings):
 
     def problems(self, context: Context) -> list[str]:
         """Reports cohorts that are too small for so many bad clients, or for so many that are chosen."""
-        return too_few_problems(self.name, self.num_bad, self.min_values, context)
+        num_values, chosen = context.get("strategy.clients_per_round"), self.num_chosen
+        if problems := too_few_problems(self.name, self.num_bad, 2 * self.num_bad + 3, context):
+            return problems
+        if chosen is None or num_values is None or num_values >= self.min_values:
+            return []
+        problem = (
+            f"`strategy.mean.num_chosen` is {chosen}, expected at most {num_values - self.num_bad}: "
+            f"`strategy.clients_per_round` = {num_values} without `strategy.mean.num_bad` = {self.num_bad}"
+        )
+        return [problem]
 
     @property
     def of_statistics(self) -> Median:

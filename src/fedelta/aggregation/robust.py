@@ -98,7 +98,7 @@ class Trimmed(Settings):
         if num_values is None:
             return []
         problem = (
-            f"`strategy.mean.fraction` is {self.fraction}, which leaves out none of "
+            f"`strategy.mean.fraction` is {self.fraction}, which is less than one of "
             f"`strategy.clients_per_round` = {num_values}"
         )
         return [problem]
