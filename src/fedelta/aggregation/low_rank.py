@@ -228,7 +228,7 @@ def _conflicts_of_joins(name: str, context: Context, mean: object) -> list[str]:
     if strategy is not None and strategy not in _ADDING:
         problems.append(
             f"{name}, which replaces the pairs of the server, but `strategy.name` is {strategy!r}, which goes on from "
-            f"the changes of single factors; choose one of {', '.join(map(repr, _ADDING))}, or 'ffa'"
+            f"the changes of single factors; choose one of {', '.join(map(repr, _ADDING))}, or 'ffa' as the aggregation"
         )
     elif strategy == "fedavg" and context.get("strategy.server_lr") != 1:
         problems.append(f"{name}, which replaces the pairs of the server; `strategy.server_lr` must be 1")
