@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.builders import assert_same_bits
 from tests.codecs.test_wire import with_checksum
 from tests.strategies.windowed import SPEC, START, Recording, Walking, running
@@ -21,7 +23,7 @@ from fedelta.federation.base import Standing
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
 from fedelta.federation.rounds import federate
-from fedelta.params import Params
+from fedelta.params import Params, is_finite
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
 
@@ -115,3 +117,14 @@ def test_a_forged_reply_is_as_good_as_none(channel: Channel):
         assert_same_bits(outcome.params, without.params)
     # Nothing is allocated on the word of a payload; in KiB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**14
+
+
+@pytest.mark.parametrize("channel", CASES)
+@settings(max_examples=30)
+@given(start=st.integers(_FINGERPRINT + 8, 80), data=st.binary(min_size=1, max_size=12), length=st.integers(0, 12))
+def test_a_reply_with_other_bytes_is_refused_or_holds_numbers(channel: Channel, start: int, data: bytes, length: int):
+    outcome = outcome_of(
+        channel, forge=lambda payload: with_checksum(payload[:start] + data + payload[start + length : -4])
+    )
+    assert {rejection.client_id for rejection in outcome.rejections} <= {HOSTILE}
+    assert all(map(is_finite, outcome.params.values()))
