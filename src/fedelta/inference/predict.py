@@ -182,7 +182,8 @@ class Predictor:
                 a language model.
         """
         if self.backbone.vocabulary is not None:
-            raise InputError("a language model gives no labels, but texts.", hint="use `generate`.")
+            hint = "use `generate` or, on the command line, `fedelta predict RUN --prompt TEXT`."
+            raise InputError("a language model gives no labels, but texts.", hint=hint)
         if isinstance(self.task, OwnLoss):
             raise InputError(
                 "a model with a loss function of your own has no answers that are known.",

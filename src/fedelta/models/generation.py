@@ -105,16 +105,16 @@ class Speaker:
         ends = getattr(own, "eos_token_id", None)
         ends = ends if isinstance(ends, list) else [ends]
         ends = sorted({end for end in (*ends, self.tokenizer.eos_token_id) if end is not None})
-        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {}
+        # transformers would draw from the 50 most likely tokens only, and warns where nothing is drawn.
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         return GenerationConfig(
             max_new_tokens=num_new,
             do_sample=sampling.temperature > 0,
-            top_k=0,  # transformers would draw from the 50 most likely tokens only
             eos_token_id=ends or None,
             pad_token_id=self.pad,
             stop_strings=list(sampling.stop) or None,
             use_cache=True,
-            **drawn,
+            **(drawn if sampling.temperature else {}),
         )
 
 
