@@ -133,7 +133,7 @@ LORA = {"name": "lora"}
         ({"tuning": LORA | {"rank_by_client": {"ranks": [0]}}}, "rank_by_client.ranks.0` is 0"),
         (
             {"tuning": LORA | {"rank_by_client": {"ranks": []}}},
-            "`tuning.rank_by_client.ranks` is [], expected: at least",
+            "`tuning.rank_by_client.ranks` is [], expected: a list with at least 1",
         ),
         ({"tuning": LORA | {"rank_by_client": {"ranks": 4}}}, "`tuning.rank_by_client.ranks` is 4, expected: a list"),
         (

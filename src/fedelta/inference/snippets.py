@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from fedelta.inference.origin import Origin
 from fedelta.modalities.settings import Preparation
 from fedelta.tasks.base import Loader, Task
-from fedelta.tasks.classification import Classification
-from fedelta.tasks.multi_label import MultiLabel
+from fedelta.tasks.code import answer_code
 from fedelta.tasks.own_loss import OwnLoss
 from fedelta.tasks.regression import Regression
-from fedelta.tasks.tokens import Tokens
 
 DIRECTORY, BASE = "path/of/this/directory", "path/of/the/base/model"
 """What a reader of the code replaces."""
@@ -128,16 +126,7 @@ def _inputs(subject: Subject) -> list[str]:
 
 def _answer(subject: Subject) -> list[str]:
     extra = "".join(f", {name}={value!r}" for name, value in subject.extra_inputs.items())
-    lines, task = [f"logits = model(**inputs{extra}).logits"], subject.task
-    if isinstance(task, Regression):
-        unit = [f'{name} = torch.tensor(settings["task"]["{name}"])' for name in ("scale", "offset")]
-        return [*lines, *unit, "print(logits[0] * scale + offset)"]
-    if isinstance(task, MultiLabel):
-        probable = f"[name for name, chance in zip(names, logits[0].sigmoid()) if chance > {task.threshold:g}]"
-        return [*lines, f"print({probable})"]
-    if isinstance(task, Tokens):
-        return [*lines, "print([names[number] for number in logits[0].argmax(1)])  # of each token"]
-    return [*lines, f"print({'names[logits[0].argmax()]' if isinstance(task, Classification) else 'logits[0]'})"]
+    return [f"logits = model(**inputs{extra}).logits", *answer_code(subject.task)]
 
 
 def _stock_words(loader: Loader, subject: Subject) -> list[str]:

@@ -32,7 +32,6 @@ _PLAIN = {
     "a valid string": "a text",
     "a valid tuple": "a list",
     "a valid dictionary": "a table",
-    "Tuple should have at least 1 item after validation, not 0": "at least one entry",
     "a valid list": "a list",
 }
 
@@ -73,7 +72,8 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
 
 def _expectation(error: ErrorDetails) -> str:
     if error["type"] == "too_short":
-        return f"a list with at least {error['ctx']['min_length']}"
+        kind = "table" if error["ctx"]["field_type"] == "Dictionary" else "list"
+        return f"a {kind} with at least {error['ctx']['min_length']}"
     expectation = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return _PLAIN.get(expectation, expectation)
 
