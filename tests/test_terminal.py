@@ -10,6 +10,7 @@ from tests.report.deployed import CUT, GOOD, make_deployed
 from tests.report.synthetic import PROMISE, SMALL, make_run
 
 from fedelta.errors import RunError
+from fedelta.record.ledger import Ledger
 from fedelta.record.rundir import CONFIG
 from fedelta.record.status import Status, write_status
 from fedelta.tables import Finished, table_of_run
@@ -55,6 +56,17 @@ def test_the_bar_of_a_private_run_shows_epsilon(tmp_path: Path):
     with deployment_bar(console, run, quiet=False) as look:
         look()
     assert "epsilon 1.273" in written(console)
+
+
+def test_the_table_of_a_run_whose_rounds_had_no_clients_has_no_figures_of_payloads(tmp_path: Path):
+    run = make_run(tmp_path / "run", SMALL).path
+    finished = replace(Finished.read(run), ledger=Ledger(backbone_bytes=1000))
+    console = text_console()
+    console.print(table_of_run(finished, ACCURACY, run / "report.html"))
+    text = " ".join(written(console).replace("\u2502", " ").split())
+    assert "sent in all 0 B: 0 B down, 0 B up" in text.replace("\u202f", " ")
+    assert "per client and round" not in text
+    assert "full fine-tuning" not in text
 
 
 def test_the_results_of_an_unfinished_run_are_refused(tmp_path: Path):

@@ -120,17 +120,19 @@ def table_of_run(result: HasResults, primary: Measure, report: Path) -> Table:
     for row in _of_sites(summary, primary):
         table.add_row(*row)
     table.add_row("tuned parameters", _tuned(summary["tuned_parameters"], summary["total_parameters"]))
-    table.add_row(
-        "sent per client and round", _both_ways(ledger.bytes_of_payload("down"), ledger.bytes_of_payload("up"))
-    )
+    if all(ledger.transfers.values()):
+        table.add_row(
+            "sent per client and round", _both_ways(ledger.bytes_of_payload("down"), ledger.bytes_of_payload("up"))
+        )
     table.add_row("sent in all", _both_ways(ledger.downlink_bytes, ledger.uplink_bytes))
-    if "sites" in summary:
+    if "sites" in summary and sent:
         on_the_wire = summary["wire_downlink_bytes"] + summary["wire_uplink_bytes"]
         table.add_row("messages with sites", f"{size(on_the_wire)}, {times(on_the_wire / sent)} the payloads")
     if (cost := summary["relative_cost"]) is not None and cost < 1:
         table.add_row("layers averaged, against all in every round", percent(cost))
-    full = summary["full_model_bytes"]
-    table.add_row("full fine-tuning would have sent", f"{size(full)}, {times(full / sent)} as much")
+    if sent:
+        full = summary["full_model_bytes"]
+        table.add_row("full fine-tuning would have sent", f"{size(full)}, {times(full / sent)} as much")
     if (seconds := summary["wall_seconds"]) is not None:
         table.add_row("time", duration(seconds))
     table.add_row("report", str(report))
@@ -159,10 +161,8 @@ def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
         yield f"{primary.label} by exit", f"{', '.join(bare(value, primary) for value in by_exit)} {unit(primary)}"
         yield "mean over exits", shown(summary[f"mean_exit_{name}"], primary)
     if skipped := summary.get("num_skipped"):
-        yield (
-            "examples left out",
-            f"{count(skipped)} that cannot be read; `skipped.csv` lists them, of sites each its own",
-        )
+        where = "each site's own `skipped.csv` lists its" if "sites" in summary else "`skipped.csv` lists them"
+        yield "examples left out", f"{count(skipped)} that cannot be read; {where}"
 
 
 def _of_sites(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:

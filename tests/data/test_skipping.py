@@ -213,7 +213,20 @@ def test_a_quotation_mark_that_is_not_closed_is_told_with_the_lines_that_it_swal
     path = tmp_path / "letters.csv"
     path.write_text('text,label,who\ngood,1,a\nbad,0,b\nfine,1,a\n"open,0,b\nlost,1,a\nlost too,0,b\n')
     (skipped,) = read(table_source(path, on_error="skip"), seed=0).skipped
-    assert skipped.reason == "it has 1 of 3 columns over 3 lines, as a quotation mark is not closed"
+    assert skipped.reason == "its quotation mark is not closed: all 3 lines to the end of the file belong to it"
+
+
+def test_a_quotation_mark_open_to_the_end_of_the_file_swallows_no_rows_unseen(tmp_path):
+    path = tmp_path / "letters.csv"
+    good = "text,label,who\n" + "good,1,a\nbad,0,b\nshort,1\n" * 3
+    path.write_text(f'{good}open,0,"b\nlost,1,a\nlost too,0,b\n')  # in the last column: no column is missing
+    skipped = read(table_source(path, on_error="skip"), seed=0).skipped
+    assert [each.row for each in skipped] == [2, 5, 8, 9]
+    assert skipped[-1].reason == "its quotation mark is not closed: all 3 lines to the end of the file belong to it"
+    # One row, but more than half of the lines: as ever, this is another kind of file.
+    path.write_text(f'{good}"open,0,b\n' + "lost,1,a\n" * 6)
+    with pytest.raises(DataError, match=r"cannot be read: .*EOF inside string"):
+        read(table_source(path, on_error="skip"), seed=0)
 
 
 def test_a_file_that_is_no_table_of_lines_is_refused_as_ever(tmp_path):

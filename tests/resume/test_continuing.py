@@ -98,7 +98,7 @@ def test_a_run_that_its_byte_budget_ended_goes_on_with_a_larger_one(tmp_path: Pa
     [
         # Cosine: 1 / 2 (1 + cos(2 pi / 3)) = 1 / 4 in round 3 of 3, and 1 / 2 (1 + cos(3 pi / 6)) in round 4 of 6.
         (("client.schedule.name=cosine",), "came to 0.025 as for 3 rounds, from round 4 on .* of 6 rounds, 0.05 "),
-        ((*FEDLAMA, "strategy.phi=2"), "ended its window of `strategy.phi` = 2 rounds early"),
+        ((*FEDLAMA, "strategy.phi=2"), r"its window \(`strategy.phi` = 2 rounds\) ended early"),
         ((*FEDLAMA, "strategy.phi=3", *NOISY), "its discrepancies were not measured"),
         ((*FEDLAMA, "strategy.name=fedlama-auto", "strategy.share=0.9", "strategy.phi=3"), "chosen so that 3 rounds"),
         ((*FEDLAMA, "strategy.name=fedlama-auto", "strategy.tolerance=1.0", "strategy.phi=3"), "no new intervals"),

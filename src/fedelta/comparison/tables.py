@@ -32,7 +32,7 @@ _NOTE = (
     "{measure} after the last round, on the test set unless `data.evaluate_on` says otherwise: mean ± sample "
     "standard deviation over the seeds. MiB per client and round are those down and up together. Time is that of the "
     "rounds, with one arithmetic thread, and for orientation only: it is measured beside other cells, of which as many "
-    "run side by side as the machine has cores, or one on a GPU, unless told otherwise. Front: no other row of the "
+    "run side by side as the machine has cores, or one on each GPU, unless told otherwise. Front: no other row of the "
     "same task has as good a mean for fewer MiB in total, or a better one for as many; within noise: the 95 % interval "
     "of the difference, taken seed by seed, does not tell it from a row that sends no more. One seed tells nothing."
 )

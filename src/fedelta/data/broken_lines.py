@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BROKEN = "fedelta: why the line is broken"
 _GOOD = "-"  # not empty: a column without values has no type
 _END = "\r\n"
+_LAST = "fedelta: the line after the last"
 _MOST = 0.5  # of the lines of a file; a file of which more are broken is another kind of file
 
 
@@ -80,26 +81,30 @@ def separated(dataset: Dataset) -> tuple[Dataset, dict[int, str]]:
 
 def _of_csv(text: str) -> Lines | None:
     """The rows of a CSV file; None if it cannot be told."""
-    reader = csv.reader(io.StringIO(text, newline=""))
+    # A quotation mark that nothing closes swallows this line too; otherwise it is a row of its own.
+    reader = csv.reader(io.StringIO("\n".join([text.rstrip("\r\n"), _LAST]), newline=""))
     rows: list[list[str]] = []
     reasons: dict[int, str] = {}
     good: list[str] | None = None
-    before = 0
+    in_all = in_broken = before = 0  # lines
     try:
         header = next(reader, [])
         before = reader.line_num
         for fields in reader:
             num_lines, before = reader.line_num - before, reader.line_num
-            if not fields:  # an empty line is no row
+            if not fields or fields == [_LAST]:  # an empty line is no row
                 continue
+            num_lines -= _is_open(fields)
             if reason := _wrong_fields(fields, len(header), num_lines):
                 reasons[len(rows)] = reason
+                in_broken += num_lines
             else:
                 good = good or fields
             rows.append(fields)
+            in_all += num_lines
     except csv.Error:
         return None
-    if good is None or len(reasons) > _MOST * len(rows) or any(map(_has_wrong_bytes, header)):
+    if good is None or in_broken > _MOST * in_all or any(map(_has_wrong_bytes, header)):
         return None
     lines = [_line(good if place in reasons else fields) for place, fields in enumerate(rows)]
     return Lines(lines, reasons, _line(header))
@@ -108,10 +113,17 @@ def _of_csv(text: str) -> Lines | None:
 def _wrong_fields(fields: Sequence[str], num_columns: int, num_lines: int) -> str | None:
     if any(map(_has_wrong_bytes, fields)):
         return "its bytes are no UTF-8"
+    if _is_open(fields):
+        return f"its quotation mark is not closed: all {num_lines} lines to the end of the file belong to it"
     if len(fields) == num_columns:
         return None
     over = f" over {num_lines} lines, as a quotation mark is not closed" if num_lines > 1 else ""
     return f"it has {len(fields)} of {num_columns} columns{over}"
+
+
+def _is_open(fields: Sequence[str]) -> bool:
+    """Whether a row goes on to the end of the file, as nothing closes its quotation mark."""
+    return fields[-1].endswith(f"\n{_LAST}")
 
 
 def _of_json(text: str) -> Lines | None:

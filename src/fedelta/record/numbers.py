@@ -140,10 +140,14 @@ def mebibytes(num_bytes: float | None) -> str:
 def three_digits(value: float) -> str:
     """At least three significant digits, no exponent.
 
-    >>> [three_digits(x) for x in (0, 0.0012345, 0.01234, 1.234, 12.34, 123.4, 12345.6)]
-    ['0', '0.00123', '0.0123', '1.23', '12.3', '123', '12,346']
+    >>> [three_digits(x) for x in (0, 0.0012345, 0.01234, 1.234, 12.34, 123.4, 12345.6, math.nan, math.inf)]
+    ['0', '0.00123', '0.0123', '1.23', '12.3', '123', '12,346', 'nan', 'inf']
     """
-    return "0" if value == 0 else f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+    if value == 0:
+        return "0"
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def count(number: int | None) -> str:

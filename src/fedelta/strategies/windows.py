@@ -84,7 +84,7 @@ def window_departures(strategy: Windows, before: Context, now: Context, rounds_d
         return []
     if rounds_done % strategy.phi:
         cut = (
-            f"round {rounds_done} was the last and ended its window of `strategy.phi` = {strategy.phi} rounds early: "
+            f"round {rounds_done} was the last, and its window (`strategy.phi` = {strategy.phi} rounds) ended early: "
             "every group travelled in it, and the discrepancies at the end of this window are of fewer steps"
         )
         return [cut]
