@@ -82,10 +82,14 @@ def test_private_runs_send_and_change_b_only(privacy: list[str], tmp_path: Path)
         assert after[f"{path}.lora_B"].all()  # noise in every element
 
 
-def test_a_client_of_a_run_with_local_factors_has_a_model_of_its_own(tmp_path: Path):
+def test_a_client_of_a_run_with_local_factors_has_a_model_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     result = Experiment.from_toml(write_small(tmp_path), ["aggregation.name=fedsa"]).run(tmp_path / "run")
     client = next(iter(json.loads((result.path / "rounds.jsonl").read_text().splitlines()[-1])["cohort"]))
-    models = [Predictor.open(result.path, client), Predictor.open(result.path)]
+    models = [Predictor.open(result.path, client)]
+    assert "keeps its own" not in caplog.text
+    models.append(Predictor.open(result.path))
+    assert "each client of the run" in caplog.text
+    assert "keeps its own lora_B (`aggregation.name` is 'fedsa')" in caplog.text
     factors = [
         next(module.lora_B for module in model.backbone.module.modules() if isinstance(module, LoraLinear))
         for model in models

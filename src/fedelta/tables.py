@@ -105,7 +105,6 @@ def table_of_run(result: HasResults, primary: Measure, report: Path) -> Table:
     from fedelta.record.sites import TOO_FEW
 
     summary, ledger = result.summary, result.ledger
-    sent = ledger.total_bytes
     table = Table(show_header=False, title=str(result.path))
     if too_few := summary.get(TOO_FEW):
         table.add_row("too few sites", too_few, style="bold red")
@@ -120,19 +119,8 @@ def table_of_run(result: HasResults, primary: Measure, report: Path) -> Table:
     for row in _of_sites(summary, primary):
         table.add_row(*row)
     table.add_row("tuned parameters", _tuned(summary["tuned_parameters"], summary["total_parameters"]))
-    if all(ledger.transfers.values()):
-        table.add_row(
-            "sent per client and round", _both_ways(ledger.bytes_of_payload("down"), ledger.bytes_of_payload("up"))
-        )
-    table.add_row("sent in all", _both_ways(ledger.downlink_bytes, ledger.uplink_bytes))
-    if "sites" in summary and sent:
-        on_the_wire = summary["wire_downlink_bytes"] + summary["wire_uplink_bytes"]
-        table.add_row("messages with sites", f"{size(on_the_wire)}, {times(on_the_wire / sent)} the payloads")
-    if (cost := summary["relative_cost"]) is not None and cost < 1:
-        table.add_row("layers averaged, against all in every round", percent(cost))
-    if sent:
-        full = summary["full_model_bytes"]
-        table.add_row("full fine-tuning would have sent", f"{size(full)}, {times(full / sent)} as much")
+    for row in _sent(summary, ledger):
+        table.add_row(*row)
     if (seconds := summary["wall_seconds"]) is not None:
         table.add_row("time", duration(seconds))
     table.add_row("report", str(report))
@@ -163,6 +151,23 @@ def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
     if skipped := summary.get("num_skipped"):
         where = "each site's own `skipped.csv` lists its" if "sites" in summary else "`skipped.csv` lists them"
         yield "examples left out", f"{count(skipped)} that cannot be read; {where}"
+
+
+def _sent(summary: Record, ledger: Ledger) -> Iterator[tuple[str, str]]:
+    """Yields rows for what was sent, and what it compares with; without those that mean nothing if nothing was."""
+    sent = ledger.total_bytes
+    if all(ledger.transfers.values()):
+        both = _both_ways(ledger.bytes_of_payload("down"), ledger.bytes_of_payload("up"))
+        yield "sent per client and round", both
+    yield "sent in all", _both_ways(ledger.downlink_bytes, ledger.uplink_bytes)
+    if "sites" in summary and sent:
+        on_the_wire = summary["wire_downlink_bytes"] + summary["wire_uplink_bytes"]
+        yield "messages with sites", f"{size(on_the_wire)}, {times(on_the_wire / sent)} the payloads"
+    if (cost := summary["relative_cost"]) is not None and cost < 1:
+        yield "layers averaged, against all in every round", percent(cost)
+    if sent:
+        full = summary["full_model_bytes"]
+        yield "full fine-tuning would have sent", f"{size(full)}, {times(full / sent)} as much"
 
 
 def _of_sites(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:

@@ -27,11 +27,15 @@ def test_files_without_text_are_refused_together(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"\x89PNG\xff")
     (tmp_path / "zeros").write_bytes(b"\0\0\0")
     (tmp_path / "empty.txt").write_text(" \n\n")
+    (tmp_path / "letters.csv").write_text("text,label\ngood,1\n")
+    names = ("photo.png", "zeros", "empty.txt", "absent.txt", "letters.csv")
     with pytest.raises(DataError) as error:
-        texts_of([str(tmp_path / name) for name in ("photo.png", "zeros", "empty.txt", "absent.txt")])
+        texts_of([str(tmp_path / name) for name in names])
     message = str(error.value)
     assert "photo.png' is not text in UTF-8" in message
     assert "zeros' is not text, but binary" in message
     assert "empty.txt' has no text in it" in message
     assert "absent.txt': No such file or directory" in message
-    assert error.value.hint == "a text model reads files in UTF-8, one text a line."
+    assert "letters.csv' is a table" in message
+    assert error.value.hint is not None
+    assert "one text a line; of a table write the column of texts" in error.value.hint

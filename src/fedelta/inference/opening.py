@@ -116,6 +116,7 @@ def local_tensors(run: Path, client: Name | None) -> Params:
     """The tensors that never leave a client; empty if no client is requested and clients keep no tensors."""
     model = read_settings(run / rundir.ADAPTER / SETTINGS).model
     if client is None and (model is None or model.batch_norm != "local"):
+        _warn_of_kept_factors(run)
         return {}  # without reading the memories of the clients
     if (directory := rundir.RunDirectory(run)).is_deployed:
         raise rundir.at_their_sites(directory)
@@ -211,4 +212,19 @@ def _check_names(new_names: Sequence[str], names: Sequence[str]) -> None:
             f"{len(new_names)} `class_names` were given ({listed(new_names)}), but the adapter has {len(names)} "
             f"({listed(names)}).",
             hint="give one name per class, in label order, or none.",
+        )
+
+
+def _warn_of_kept_factors(run: Path) -> None:
+    """Logs that the adapter of a run is no whole model if a factor of each pair stayed with the clients."""
+    from fedelta.config import WITHOUT_ADAPTER, load_config
+
+    aggregation = load_config(run / rundir.CONFIG, WITHOUT_ADAPTER).aggregation
+    if aggregation.keeps is not None:
+        logger.warning(
+            "each client of the run %r keeps its own %s (`aggregation.name` is %r): without a client this is the model "
+            "with those that the run started with, which nobody has trained; select one with `--client NAME`.",
+            str(run),
+            aggregation.keeps,
+            aggregation.name,
         )

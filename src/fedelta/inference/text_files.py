@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedelta.data.loading import TABLES
 from fedelta.errors import refuse
 
 _SUFFIX = ".txt"
@@ -16,13 +17,16 @@ def texts_of(inputs: Sequence[str]) -> list[str]:
     An input is a file if it is the path of one, or ends with `.txt`; any other is a text.
 
     Raises:
-        DataError: a file does not exist, is no UTF-8 text, or has no text in it; names all of them.
+        DataError: a file does not exist, is a table, is no UTF-8 text, or has no text in it; names all of them.
     """
     texts: list[str] = []
     problems: list[str] = []
     for given in inputs:
         if not _is_file(given):
             texts.append(given)
+            continue
+        if Path(given).suffix.lower() in TABLES:  # its lines are rows with labels and other columns
+            problems.append(f"{given!r} is a table")
             continue
         try:
             lines = [line.strip() for line in Path(given).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -37,7 +41,11 @@ def texts_of(inputs: Sequence[str]) -> list[str]:
                 texts += lines
             else:
                 problems.append(f"{given!r} has no text in it")
-    refuse("inputs", problems, hint="a text model reads files in UTF-8, one text a line.")
+    refuse(
+        "inputs",
+        problems,
+        hint="a text model reads files in UTF-8, one text a line; of a table write the column of texts to such a file.",
+    )
     return texts
 
 
