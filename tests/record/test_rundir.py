@@ -72,6 +72,8 @@ def test_a_directory_with_other_content_and_a_file_are_refused(tmp_path):
         refuse_taken(tmp_path)
     with pytest.raises(RunError, match="is a file"):
         refuse_taken(tmp_path / "notes.txt")
+    with pytest.raises(RunError, match=r"notes.txt' is a file, expected a directory\."):
+        refuse_taken(tmp_path / "notes.txt" / "runs" / "demo")
     refuse_taken(tmp_path / "free")
 
 

@@ -360,10 +360,11 @@ def refuse_taken(out: Path) -> None:
     """Raises if no run can be created at `out`; called before the expensive part of the set-up.
 
     Raises:
-        RunError: `out` is a file or a directory with content.
+        RunError: `out` is a file, lies below one, or is a directory with content.
     """
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{str(out)!r} is a file, expected a new or empty directory.", hint="choose another `--out`.")
+    if file := next((place for place in (out, *out.parents) if place.exists() and not place.is_dir()), None):
+        expected = "a new or empty directory" if file == out else "a directory"
+        raise RunError(f"{str(file)!r} is a file, expected {expected}.", hint="choose another `--out`.")
     if out.is_dir() and any(out.iterdir()):
         kind = "already holds a run" if (out / CONFIG).exists() else "is not empty"
         raise RunError(
