@@ -376,7 +376,8 @@ def refuse_taken(out: Path) -> None:
 def at_their_sites(run: RunDirectory) -> RunError:
     """The error where a client's model is needed that only its site has."""
     return RunError(
-        f"run {str(run.path)!r} has one model per client, as clients keep tensors of their own: these are at their sites.",
+        f"run {str(run.path)!r} has one model per client, because clients keep tensors of their own: these are at "
+        "their sites.",
         hint="its sites have measured them: see `summary.json` and the page of the run.",
     )
 
