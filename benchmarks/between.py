@@ -22,6 +22,8 @@ CASES = {
     "deltas": "ten float32 deltas of 86 M in a round: encode, decode, check, mean",
     "deltas-half": "the same in float16",
     "deltas-layers": "ten float32 deltas of 86 M in 200 tensors",
+    "codec": "4 M numbers encoded and decoded: in int4, or before 75753b5, which had no int4, in float16",
+    "codec-int8": "the same in int8",
     "cnn-50": "full fine-tuning of a CNN of 1.6 M, cohort of 50 with 50 images each, batch 10",
     "lora-8": "LoRA on vit-micro, batch 8: a round",
     "lora-32": "LoRA on vit-micro, batch 32: a round",

@@ -26,6 +26,8 @@ def main(case: str) -> None:
     if kind == "deltas":
         codec = "float16" if detail == "half" else "float32"
         seconds, mebibytes = deltas(codec, num_tensors=200 if detail == "layers" else 1)
+    elif kind == "codec":
+        seconds, mebibytes = coding(detail or "int4")
     elif kind == "scaffold":
         seconds, mebibytes = checkpoint(int(detail))
     elif kind == "demo":
@@ -91,6 +93,30 @@ def deltas(codec: str, num_tensors: int) -> tuple[float, float]:
         **same, client_ids=range(NUM_DELTAS), codec=Cast(name=codec), evaluate=lambda _: Evaluation(0.0, 0.0)
     )
     return measured(lambda: list(rounds.federate(federation, params, {})))
+
+
+def coding(name: str) -> tuple[float, float]:
+    """The median of a few payloads, in one thread: CPU seconds, which other processes hardly change."""
+    from fedelta.codecs import wire
+    from fedelta.codecs.cast import Cast
+    from fedelta.params import ParamSpec, TensorSpec
+
+    torch.set_num_threads(1)
+    try:
+        from fedelta.codecs.quantize import Integers
+    except ImportError:
+        codec, decode = Cast(name="float16"), lambda payload: wire.decode(payload, spec, codec)
+    else:
+        codec, decode = Integers(name=name), lambda payload: wire.Decoder(spec, codec).decode(payload)
+    spec = ParamSpec({"w": TensorSpec((4000, 1000), "w")})
+    params = {"w": 1e-2 * torch.randn(4000, 1000, generator=torch.Generator().manual_seed(0))}
+    before, seconds = peak(), []
+    for _ in range(15):
+        started = time.process_time()
+        payload, _ = wire.encode(params, spec, codec)
+        decode(payload)
+        seconds.append(time.process_time() - started)
+    return statistics.median(seconds), peak() - before
 
 
 def rounds(name: str) -> tuple[float, float]:
