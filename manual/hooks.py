@@ -16,6 +16,7 @@ from manual.links import TAKEN, inside  # noqa: E402
 from manual.llms import index  # noqa: E402
 from manual.navigation import completed, in_order  # noqa: E402
 from manual.pages import GENERATED  # noqa: E402
+from manual.showing import shown  # noqa: E402
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -35,8 +36,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, files: Files, **_: object) -> str:
-    """Turns links to files of the repository that are not on the site into plain names."""
-    return inside(markdown, page.file.src_uri, {file.src_uri for file in files})
+    """Turns links to files of the repository that are not on the site into plain names, and fits code and tables."""
+    return shown(inside(markdown, page.file.src_uri, {file.src_uri for file in files}))
 
 
 def on_env(_: object, config: MkDocsConfig, files: Files) -> None:

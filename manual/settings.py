@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from fedelta.config import Config
 from fedelta.settings.reference import Key, Section, reference
 
@@ -20,7 +18,10 @@ tuning.lora` prints what is here; methods of your own add theirs ([Plug-ins](../
 def page() -> str:
     """The page, in Markdown."""
     parts = [_HEAD]
-    for path, sections in groupby(reference(Config), key=lambda section: section.path):
+    by_path: dict[str, list[Section]] = {}
+    for section in reference(Config):
+        by_path.setdefault(section.path, []).append(section)
+    for path, sections in by_path.items():
         parts.append(f"## {path or 'Without a section'}\n")
         for section in sections:
             parts += _shown(section)

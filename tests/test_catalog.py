@@ -11,6 +11,7 @@ from tests.plugins.conftest import own_registries
 from fedelta.catalog import ALL, TUNING_METHODS
 from fedelta.choices import choices
 from fedelta.config import Config
+from fedelta.data.files import NAMES
 from fedelta.settings import Settings
 from fedelta.settings.explain import named_choices
 from fedelta.settings.registry import Registry, imported, names_of
@@ -30,6 +31,11 @@ def test_the_list_names_what_a_walk_through_the_configuration_finds():
         by_name["tuning.name"] = [*TUNING_METHODS, "several joined by +"]  # what `combined` stands for
         listed = choices()
     assert {key: names for key, names in listed.items() if key.endswith(".name")} == by_name
+
+
+def test_the_list_names_all_embedded_data():
+    listed = choices()["data.source"]
+    assert {name for name in listed if " " not in name} == NAMES
 
 
 def test_the_list_needs_neither_torch_nor_transformers():

@@ -21,6 +21,9 @@ from fedelta.tracking.settings import ToolName
 if TYPE_CHECKING:
     from fedelta.settings.reference import Section
 
+# As `data.files.NAMES`, whose module imports numpy.
+_EMBEDDED = ("digits", "digit-scenes", "small-notes", "small-world")
+
 
 def choices() -> dict[str, list[str]]:
     """Key of the configuration to its possible names; names from plug-ins are followed by their origin."""
@@ -29,7 +32,7 @@ def choices() -> dict[str, list[str]]:
         "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
         "model.architecture.model_type": [*PRESETS, "any family of transformers"],
         "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
-        "data.source": ["digits", "a folder of images or recordings", "Parquet, CSV or JSON files", "a hub name"],
+        "data.source": [*_EMBEDDED, "a folder of images or recordings", "Parquet, CSV or JSON files", "a hub name"],
         **named,
         "tuning.name": [*named["tuning.name"], "several joined by +"],
         "personalization.tune": [*SCOPES],

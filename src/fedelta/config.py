@@ -71,12 +71,14 @@ class Config(Settings):
         seed: of every random stream of the run.
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
-        model, data, partition, augmentation, task, exits, tuning, strategy, aggregation, local_rule, client, codec,
-            privacy, runtime, stability, deployment, personalization, tracking: the sections. The first three are what
-            was given as objects, if they are left out (`fedelta.federate`); a file has to have them.
+        model, data, partition: sections. What was given as objects, if they are left out (`fedelta.federate`); a file
+            has to have them.
+        augmentation, task, exits, tuning, strategy, aggregation, local_rule, client: sections with defaults.
+        codec, privacy, runtime, stability, deployment, personalization, tracking: likewise.
     """
 
     # Strict again: values outside of sections are validated separately, without the class's rules.
+
     seed: int = Field(default=0, ge=0, strict=True)
     byte_budget_mib: float | None = Field(default=None, gt=0, strict=True, allow_inf_nan=False)
     evaluate_every: int = Field(default=1, ge=1, strict=True)

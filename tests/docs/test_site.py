@@ -54,6 +54,12 @@ def test_a_browser_fetches_nothing_from_elsewhere(site: Path):
         assert not re.findall(r"(?:url\(|@import\s*)[\"']?(?:https?:)?//", style.read_text(encoding="utf-8"))
 
 
+def test_code_is_shown_as_code(site: Path):
+    for page in site.rglob("*.html"):
+        # A fence that is not understood is a paragraph or a line of text.
+        assert "```" not in re.sub(r"<code>.*?</code>", "", page.read_text(encoding="utf-8")), page
+
+
 def test_links_of_every_page_lead_somewhere(site: Path):
     for page in site.rglob("*.html"):
         for target in re.findall(r"<a\b[^>]*?href=\"([^\"]+)\"", page.read_text(encoding="utf-8")):

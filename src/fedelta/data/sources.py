@@ -59,9 +59,9 @@ class DataSource(Settings):
     Args:
         source: one of: `digits` (scikit-learn's, embedded); `digit-scenes`
             (up to four of them in a picture: columns `digits`, `number`, `sum`); `small-world` (instructions, made by
-            this package, of eight clients in the column `client`); a folder of images or recordings
-            (WAV, FLAC, OGG, MP3) with
-            one sub-folder per class, also below `train/` and `test/` (see `folders`), or with a table `metadata.csv`
+            this package, of eight clients in the column `client`); `small-notes` (notes with tags, made likewise, of
+            six clients in the column `site`); a folder of images or recordings (WAV, FLAC, OGG, MP3) with one
+            sub-folder per class, also below `train/` and `test/` (see `folders`), or with a table `metadata.csv`
             or `.jsonl` that has a column `file_name`; a Parquet, CSV, JSON or JSON Lines file, or a folder of them (a
             column `split` may separate training from test rows); data written by `save_to_disk` of `datasets`; JSON in
             LEAF's format, whose users become clients; the name of a data set on the hub. `sites`: the server of a
@@ -101,7 +101,7 @@ class DataSource(Settings):
             is used; if there is neither, `test_fraction` applies.
         test_fraction: share of the training rows that becomes the test set, stratified by class.
         evaluate_on: "validation" holds back `validation_fraction` of each client's rows after the data were divided,
-            and evaluates on them; the test set is not used (see validation.py).
+            and evaluates on them; the test set is not used.
         validation_fraction: share of each client's rows, rounded to the nearest number; each client keeps at least one.
         max_length: maximum number of tokens of a text; longer texts are cut, of dialogues the beginning of the prompt.
         max_train_examples: maximum number of training rows, drawn in equal shares of each class.
@@ -116,8 +116,7 @@ class DataSource(Settings):
     source: Place
     test_source: Place | None = None
     subset: str | None = None
-    # None: found from the features (see columns.py); it is an error if several columns are possible.
-    label_column: str | None = None
+    label_column: str | None = None  # found by kind and name; an error if several columns are possible
     label_columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     image_column: str | None = None
     text_column: str | None = None

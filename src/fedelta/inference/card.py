@@ -71,7 +71,7 @@ def render(
     return "\n".join([
         *header(tuning_name, origin, card, task, loader.pipeline_tag if loader is not None else None),
         f"# {tuning_name} adapter" + (f" of {code(origin.name)}\n" if base else "\n"),
-        "Fine-tuned with [fedelta](https://pypi.org/project/fedelta/) across clients that kept their data: only the",
+        "Fine-tuned with fedelta across clients that kept their data: only the",
         "tensors in this directory were sent.\n",
         *([f"{len(class_names)} {_task(card).output[1]}: {_shortened(class_names)}\n"] if class_names else []),
         "## Federated training\n",

@@ -27,6 +27,7 @@ class AudioSettings(Settings):
     """
 
     # Below 1 kHz speech is lost, studios record at up to 192 kHz; 100,000 frames are about 17 minutes.
+
     sample_rate: int = Field(default=16_000, ge=1000, le=192_000)  # AST
     num_mel_bins: int = Field(default=128, ge=1, le=1024)  # AST
     num_frames: int = Field(

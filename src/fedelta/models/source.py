@@ -57,7 +57,7 @@ class ModelSource(Settings):
     """
 
     source: Source | None = None
-    architecture: dict[str, Any] | None = None  # Any: each family's configuration class has its own fields
+    architecture: dict[str, Any] | None = None
     pretrained: bool = True
     image_size: int | None = Field(default=None, ge=1)
     num_classes: int | None = Field(default=None, ge=2)

@@ -33,7 +33,7 @@ class Deployment(Settings):
     # Our choice. In its first round a site loads the model and computes what it caches, and its data may be large; an
     # unreachable site costs this once.
     round_seconds: float = Field(default=1800.0, gt=0)
-    # Flower notices after 60 s that a site has vanished, and takes it back 60 s after its last sign of life.
+    # It is noticed after 40 s that a site has vanished; the rest is for its way back.
     min_grace_seconds: float = Field(default=90.0, ge=0)
     # Our choice: twice the time would lose a site whose machine begins to do something else beside.
     grace_factor: float = Field(default=3.0, ge=1)
