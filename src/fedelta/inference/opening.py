@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fedelta.catalog import LOW_RANK
 from fedelta.data.clients import Name
 from fedelta.errors import AdapterError, FormatError, RunError, listed
 from fedelta.federation.memory import Memories
@@ -217,14 +219,15 @@ def _check_names(new_names: Sequence[str], names: Sequence[str]) -> None:
 
 def _warn_of_kept_factors(run: Path) -> None:
     """Logs that the adapter of a run is no whole model if a factor of each pair stayed with the clients."""
-    from fedelta.config import WITHOUT_ADAPTER, load_config
-
-    aggregation = load_config(run / rundir.CONFIG, WITHOUT_ADAPTER).aggregation
-    if aggregation.keeps is not None:
+    # Unchecked, because files that the configuration names may be gone: the adapter needs none of them.
+    table = tomllib.loads((run / rundir.CONFIG).read_text(encoding="utf-8"))
+    name = table.get("aggregation", {}).get("name")
+    kept = LOW_RANK[name].keeps if name in LOW_RANK else None
+    if kept is not None:
         logger.warning(
             "each client of the run %r keeps its own %s (`aggregation.name` is %r): without a client this is the model "
             "with those that the run started with, which nobody has trained; select one with `--client NAME`.",
             str(run),
-            aggregation.keeps,
-            aggregation.name,
+            kept,
+            name,
         )
