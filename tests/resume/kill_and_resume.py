@@ -4,7 +4,7 @@ A child process is killed with SIGKILL in the middle of its n-th call of `os.fsy
 moments at which something has been written and something else has not. Children are forked from a process that
 has imported everything, has read the digits and has computed nothing, so that each costs half a second and not five.
 
-    python kill_and_resume.py CONFIG FOLDER NUM_POINTS
+    python -m tests.resume.kill_and_resume CONFIG FOLDER NUM_POINTS
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import flwr_datasets.partitioner  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import sklearn.model_selection  # noqa: F401
 import torch
+from tests.resume.children import in_child
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification  # noqa: F401
 
 from fedelta.data.files import EMBEDDED, load_splits
@@ -34,19 +34,6 @@ os.fsync = os.fstat
 load_splits(EMBEDDED, None)
 
 COMPARED = ("rounds.jsonl", "ledger.jsonl", "config.toml", "adapter/adapter_model.safetensors")
-
-
-def in_child(work: Callable[[], object]) -> int:
-    """Exit status of a forked child that does `work`; minus the signal if one ended it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:  # noqa: BLE001 the child must not return into its parent's code
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def count_calls(counts: dict[str, int], on_call: Callable[[str, int], None]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.builders import assert_same_bits, assert_same_memories
+from tests.resume.children import in_child
 from tests.small import stop_after, write_small
 from typer.testing import CliRunner
 
@@ -209,18 +210,6 @@ def test_federate_goes_on_with_more_rounds_where_its_arguments_say_so(tmp_path: 
         result = federated("run", 4)
     assert_same_bits(whole.params, result.params)
     assert (whole.path / "config.toml").read_bytes() == (result.path / "config.toml").read_bytes()
-
-
-def in_child(work: Callable[[], object]) -> int:
-    """Exit status of a forked child that does `work`; minus the signal if one ended it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:  # noqa: BLE001 the child must not return into its parent's code
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def kill(run: Path, at: int) -> None:

@@ -36,9 +36,16 @@ def files_in(run: Path) -> dict[Path, bytes]:
 
 
 def kill_and_resume(folder: Path, num_points: int) -> list[dict[str, object]]:
-    script = Path(__file__).with_name("kill_and_resume.py")
-    command = [sys.executable, str(script), str(write_small(folder)), str(folder), str(num_points)]
-    finished = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.resume.kill_and_resume",
+        str(write_small(folder)),
+        str(folder),
+        str(num_points),
+    ]
+    root = Path(__file__).parents[2]
+    finished = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr
     return [json.loads(line) for line in finished.stdout.splitlines()]
 
